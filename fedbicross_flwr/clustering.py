@@ -1,0 +1,242 @@
+"""Stage 1, clusters: which clients' models answer alike (Section III-A1).
+
+A *signature* is one vector a client, computed from its upload alone; clusterers group the signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.cluster import AgglomerativeClustering, KMeans
+from sklearn.metrics import silhouette_score
+from torch import Tensor, nn
+
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import ClusteringConfig
+from fedbicross_flwr.ensemble import classifier_norms
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.seeds import derive_seed, torch_generator
+from fedbicross_flwr.training import predict_logits
+
+Signatures = NDArray[np.float64]
+"""One row a client, shape (N, d)."""
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Clients in clusters.
+
+    Parameters
+    ----------
+    assignment : tuple of int
+        Cluster of each client, in the order of the uploads; clusters are numbered by their first client.
+    similarity : ndarray
+        Cosine of the mean-centred signatures, (N, N).
+    centroid_similarity : ndarray
+        Cosine of the clusters' mean signatures, (K, K), for ``similarity`` weights.
+    silhouette : float or None
+        Mean silhouette coefficient; None where it is not defined (one cluster, or every client its own).
+    mean_prediction : ndarray
+        Mean probability of each class over the probes, (N, C): what a client's model tends to say.
+    """
+
+    assignment: tuple[int, ...]
+    similarity: NDArray[np.float64]
+    centroid_similarity: NDArray[np.float64]
+    silhouette: float | None
+    mean_prediction: NDArray[np.float64]
+
+    @property
+    def clusters(self) -> int:
+        """Return K."""
+        return max(self.assignment) + 1
+
+    def members(self, cluster: int) -> list[int]:
+        """Return the positions of a cluster's clients."""
+        return [index for index, own in enumerate(self.assignment) if own == cluster]
+
+
+def gaussian_probes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw independent pixels from N(0, 1)."""
+    return torch.randn(shape, generator=generator)
+
+
+def smooth_probes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw N(0, 1) noise of a quarter of the resolution, enlarged: blobs instead of grains."""
+    count, channels, height, width = shape
+    coarse = torch.randn((count, channels, max(height // 4, 1), max(width // 4, 1)), generator=generator)
+    return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+
+
+def colour_probes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw images of a single colour."""
+    count, channels, _, _ = shape
+    return torch.randn((count, channels, 1, 1), generator=generator).expand(shape)
+
+
+PROBES: Mapping[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
+    "gaussian": gaussian_probes,
+    "smooth": smooth_probes,
+    "colour": colour_probes,
+}
+
+
+def draw_probes(config: ClusteringConfig, channels: int, seed: int) -> Tensor:
+    """Return the probes z_1..z_M in normalised space, float32 (M, channels, 28, 28)."""
+    shape = (config.num_probes, channels, 28, 28)
+    return PROBES[config.probes](shape, torch_generator(seed, "probes")) * config.probe_amplitude
+
+
+def cluster_clients(
+    models: Sequence[nn.Module], channels: int, config: ClusteringConfig, seed: int, compute: Compute
+) -> Clustering:
+    """Group clients whose models are alike.
+
+    Parameters
+    ----------
+    models : sequence of nn.Module
+        The uploads, in a fixed order, on the compute device.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there are fewer clients than clusters.
+    """
+    wanted = config.clusters
+    if isinstance(wanted, int) and wanted > len(models):
+        raise FedBiCrossError(
+            f"clustering.clusters = {wanted}, but only {len(models)} client(s) uploaded a usable model; "
+            "lower the number of clusters or bring back the missing clients"
+        )
+    probes = draw_probes(config, channels, seed)
+    answers = torch.stack([predict_logits(model, probes, compute) for model in models]).cpu()
+    signatures = SIGNATURES[config.by](models, answers, config)
+    group = CLUSTERERS.get(config.by, k_means)
+    state = derive_seed(seed, "clustering") % 2**32
+    assignment = choose_clusters(signatures, config, lambda count: group(signatures, count, config, state))
+    return Clustering(
+        assignment,
+        cosine(signatures - signatures.mean(0, keepdims=True)),
+        cosine(centroids(signatures, assignment)),
+        silhouette(signatures, assignment),
+        F.softmax(answers, -1).mean(1).double().numpy(),
+    )
+
+
+def output_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+    """Return p_i: the predictions on all probes, flattened to M * C."""
+    outputs = F.softmax(answers, -1) if config.signature == "probabilities" else answers
+    return outputs.flatten(1).double().numpy()
+
+
+def bias_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+    """Return the bias of the last layer, centred: a constant added to all classes changes nothing."""
+    biases = torch.stack([last_layer(model).bias.detach().double().cpu() for model in models])
+    return (biases - biases.mean(1, keepdim=True)).numpy()
+
+
+def norm_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+    """Return the norms of the last layer's rows."""
+    return torch.stack([classifier_norms(model).double().cpu() for model in models]).numpy()
+
+
+def parameter_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+    """Return all parameters in one vector."""
+    vectors = [
+        torch.cat([parameter.detach().cpu().reshape(-1) for parameter in model.parameters()])
+        for model in models
+    ]
+    return torch.stack(vectors).double().numpy()
+
+
+def last_layer(model: nn.Module) -> nn.Linear:
+    """Return the classifier."""
+    assert isinstance(model.fc, nn.Linear)
+    return model.fc
+
+
+SIGNATURES: Mapping[str, Callable[[Sequence[nn.Module], Tensor, ClusteringConfig], Signatures]] = {
+    "outputs": output_signature,
+    "classifier_bias": bias_signature,
+    "classifier_norms": norm_signature,
+    "parameters": parameter_signature,
+    "hierarchical": parameter_signature,
+}
+
+
+def k_means(signatures: Signatures, count: int, config: ClusteringConfig, state: int) -> NDArray[np.int64]:
+    """Group by K-means; the best of ``n_init`` seeded starts."""
+    model = KMeans(count, n_init=config.n_init, random_state=state).fit(signatures)
+    return np.asarray(model.labels_, dtype=np.int64)
+
+
+def agglomerate(
+    signatures: Signatures, count: int, config: ClusteringConfig, state: int
+) -> NDArray[np.int64]:
+    """Group bottom-up with Ward's linkage (Briggs et al., 2020).
+
+    With a shared start the distance of two models is the distance of their updates.
+    """
+    model = AgglomerativeClustering(count, linkage="ward").fit(signatures)
+    return np.asarray(model.labels_, dtype=np.int64)
+
+
+CLUSTERERS: Mapping[str, Callable[..., NDArray[np.int64]]] = {"hierarchical": agglomerate}
+
+
+def choose_clusters(
+    signatures: Signatures, config: ClusteringConfig, group: Callable[[int], NDArray[np.int64]]
+) -> tuple[int, ...]:
+    """Return the assignment for the configured K, or for the K with the best silhouette."""
+    clients = len(signatures)
+    if isinstance(config.clusters, int):
+        return tidy(group(config.clusters), config.clusters)
+    if clients < 3:
+        return (0,) * clients
+    candidates = [tidy(group(count), count) for count in range(2, clients)]
+    scores = [silhouette(signatures, assignment) for assignment in candidates]
+    best = max(range(len(candidates)), key=lambda index: (scores[index] or -1.0, -index))
+    return candidates[best]
+
+
+def tidy(labels: NDArray[np.int64], count: int) -> tuple[int, ...]:
+    """Return canonical clusters: none empty, numbered by their smallest member.
+
+    K-means leaves clusters empty where signatures coincide; then the largest clusters give up their last
+    members, which are as good a cluster as any.
+    """
+    groups = [list(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    while len(groups) < count:
+        largest = max(groups, key=len)
+        groups.append([largest.pop()])
+    assignment = np.empty(len(labels), dtype=np.int64)
+    for cluster, group in enumerate(sorted(groups, key=min)):
+        assignment[group] = cluster
+    return tuple(int(cluster) for cluster in assignment)
+
+
+def silhouette(signatures: Signatures, assignment: Sequence[int]) -> float | None:
+    """Return the mean silhouette coefficient, None where it is not defined."""
+    if not 1 < len(set(assignment)) < len(assignment):
+        return None
+    return float(silhouette_score(signatures, np.asarray(assignment)))
+
+
+def centroids(signatures: Signatures, assignment: Sequence[int]) -> Signatures:
+    """Return the mean signature of each cluster, (K, d)."""
+    owner = np.asarray(assignment)
+    return np.stack([signatures[owner == cluster].mean(0) for cluster in range(owner.max() + 1)])
+
+
+def cosine(vectors: Signatures) -> NDArray[np.float64]:
+    """Return the cosine of all pairs of rows; a row of zeros is like itself alone."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    directions = vectors / np.where(lengths > 0, lengths, 1.0)
+    similarity: Signatures = np.clip(directions @ directions.T, -1.0, 1.0)
+    np.fill_diagonal(similarity, 1.0)
+    return similarity

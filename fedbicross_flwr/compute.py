@@ -1,0 +1,114 @@
+"""Where and in which arithmetic a run is computed: device, precision, CPU threads.
+
+Convolutions may run in bfloat16 under autocast; losses, statistics and gradient products stay in float32.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.errors import FedBiCrossError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and an arithmetic.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where models and images live.
+    dtype : torch.dtype
+        ``torch.float32``, or ``torch.bfloat16`` for autocast.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, runtime: RuntimeConfig) -> Compute:
+        """Resolve ``auto`` for this machine.
+
+        Raises
+        ------
+        FedBiCrossError
+            For a device that PyTorch does not know or does not have here.
+        """
+        device = resolve_device(runtime.device)
+        fast = bfloat16_is_fast(device) if runtime.precision == "auto" else runtime.precision == "bfloat16"
+        return cls(device, torch.bfloat16 if fast else torch.float32)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which networks are called."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network to the device, in the memory layout that its convolutions like best."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def images(self, images: Tensor) -> Tensor:
+        """Move images to the device, in the same layout."""
+        return images.to(self.device, memory_format=torch.channels_last)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Call a network under autocast and return float32 logits, shape (n, C)."""
+        with self.autocast():
+            output: Tensor = model(images)
+        return output.float()
+
+    @property
+    def precision(self) -> str:
+        """Return ``bfloat16`` or ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called `name`; ``auto`` is the first accelerator, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise FedBiCrossError(
+            f"runtime.device = {name!r} is not a PyTorch device; try auto or cpu"
+        ) from error
+    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
+        raise FedBiCrossError(f"runtime.device = {name!r} is not available on this machine; try auto or cpu")
+    return device
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+        return capability == "AVX512" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def server_threads(runtime: RuntimeConfig) -> int:
+    """Return the CPU threads of the server's stages."""
+    return runtime.server_threads or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Use `count` threads inside one PyTorch operation, and give back the former number.
+
+    The order of floating-point sums depends on it, so each party of a run fixes its own.
+    """
+    former = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)

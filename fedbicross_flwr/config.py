@@ -1,0 +1,364 @@
+"""The one typed configuration of a run: every setting, its default, its bounds and its source.
+
+Flower hands an app a flat mapping (``{"inversion.batch_size": 96, ...}``). `RunConfig.from_flat` turns it
+into frozen dataclasses and checks it; every complaint names the key. Defaults are this project's own
+preset at a size for two CPU cores; ``configs/paper.toml`` holds the paper's values (Section IV-A).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    name: str = setting("phantom", "`phantom`, a MedMNIST name such as `bloodmnist`, or `site`")
+    path: str = setting(
+        "", "an `.npz` in MedMNIST's layout or a folder of images; implies `site`", shapes_result=False
+    )
+    root: str = setting("", "where MedMNIST files are looked for and kept", shapes_result=False)
+    download: bool = setting(True, "fetch an absent MedMNIST file", shapes_result=False)
+    phantom_train: int = setting(6000, "phantom: training images", low=16)
+    phantom_test: int = setting(1500, "phantom: test images", low=8)
+    phantom_channels: int = setting(3, "phantom: 3 (RGB) or 1 (grayscale)", low=1, high=3)
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """How a simulation deals the images to clients."""
+
+    clients: int = setting(5, "clients N", low=1, source="IV-A: 5, 10, 20")
+    alpha: float = setting(
+        0.3, "Dirichlet concentration; smaller is more skewed, `inf` deals evenly", above=0.0, source="IV-A"
+    )
+    balance: bool = setting(
+        True, "a client that already holds 1/N of all images takes no more", source="FedISCA"
+    )
+    min_samples: int = setting(10, "redraw until each client has this many images", low=1, source="FedISCA")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network of clients, cluster models and students."""
+
+    name: str = setting("resnet18", "architecture", source="IV-A")
+    width: int = setting(
+        16, "channels of the first stage; the stages have 1, 2, 4 and 8 times as many", low=1
+    )
+    stem: str = setting(
+        "small",
+        "`small`: 3x3 convolution with stride 1; `imagenet`: 7x7 with stride 2 and max-pooling",
+        choices=("small", "imagenet"),
+        source="FedISCA",
+    )
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Round 1: a client's supervised training."""
+
+    epochs: int = setting(12, "passes over the client's images", low=1, source="IV-A: 100")
+    lr: float = setting(0.02, "learning rate of SGD", above=0.0, source="IV-A: 1e-3")
+    momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=0.9999, source="FedISCA")
+    weight_decay: float = setting(5e-4, "weight decay of SGD", low=0.0, source="FedISCA")
+    schedule: str = setting(
+        "cosine",
+        "`step`: x0.1 after 50 % and x0.01 after 75 % of the epochs; `cosine`; `constant`",
+        choices=("step", "cosine", "constant"),
+        source="FedISCA: step",
+    )
+    batch_size: int = setting(64, "images a step", low=1, source="IV-A: 128")
+    augment: bool = setting(False, "random crops (padding 4) and horizontal flips")
+    validation_fraction: float = setting(
+        0.1,
+        "first part of the client's own images, kept for choosing the epoch",
+        low=0.0,
+        high=0.5,
+        source="FedISCA",
+    )
+    min_classes: int = setting(
+        2, "a client with images of fewer classes is refused; 1 lets it in", low=1, source="IV-A: 1"
+    )
+    checkpoint: str = setting(
+        "best",
+        "upload the epoch with the `best` local validation accuracy, or the `last`",
+        choices=("best", "last"),
+    )
+    initial_weights: str = setting(
+        "shared",
+        "all clients start from the same random weights, or each from its own",
+        choices=("shared", "independent"),
+        source="FedISCA: independent",
+    )
+
+
+@dataclass(frozen=True)
+class ClusteringConfig:
+    """Stage 1: which clients belong together."""
+
+    clusters: int | str = setting(
+        3, "clusters K, or `auto` for the best silhouette", low=1, words=("auto",), source="IV-A: 2-8"
+    )
+    by: str = setting(
+        "outputs",
+        "`outputs`: predictions on probes; `classifier_bias`, `classifier_norms`: the last layer's bias or "
+        "row norms; `parameters`: all weights; `hierarchical`: agglomerative on all weights",
+        choices=("outputs", "classifier_bias", "classifier_norms", "parameters", "hierarchical"),
+        source="III-A1, IV-C",
+    )
+    signature: str = setting(
+        "probabilities",
+        "what `outputs` compares",
+        choices=("probabilities", "logits"),
+        source="III-A1",
+    )
+    probes: str = setting(
+        "gaussian",
+        "`gaussian`: independent pixels; `smooth`: low-pass noise; `colour`: one colour an image",
+        choices=("gaussian", "smooth", "colour"),
+        source="III-A1: gaussian",
+    )
+    probe_amplitude: float = setting(1.0, "standard deviation of the probes, in normalised pixels", above=0.0)
+    num_probes: int = setting(256, "probes M", low=1, source="IV-A")
+    n_init: int = setting(20, "restarts of K-means", low=1)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The ensemble F_k of a cluster and its noise-adapted twin."""
+
+    aggregation: str = setting(
+        "class_weighted",
+        "`logits`: mean of logits; `probabilities`: mean of probabilities; `confidence`: weighted by "
+        "1 - normalised entropy; `class_weighted`: weighted per class by the classifier's row norms",
+        choices=("logits", "probabilities", "confidence", "class_weighted"),
+        source="III-A1: logits",
+    )
+    noise_adaptation: str = setting(
+        "reverse_ema",
+        "BatchNorm statistics of the noise-adapted teacher: `reverse_ema` (Eq. 3); `batch`: the batch's; "
+        "`progressive`: as of each step of the replay; `none`: no such teacher",
+        choices=("reverse_ema", "batch", "progressive", "none"),
+        source="Eq. 3",
+    )
+    noise_momentum: float = setting(0.9, "momentum beta of Eq. 3", low=0.0, high=0.9999, source="IV-A")
+    noise_window: int = setting(
+        64, "iterates that Eq. 3 reads, from the first on; 0 reads all (64 carry 99.9 % at beta = .9)", low=0
+    )
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """Stage 1: synthetic images from a cluster's ensemble."""
+
+    iterations: int = setting(80, "inversion steps T", low=1, source="IV-A: 500")
+    batch_size: int = setting(96, "synthetic images B of a cluster", low=4, source="IV-A: 256")
+    lr: float = setting(0.05, "learning rate of Adam", above=0.0, source="IV-A")
+    labels: str = setting(
+        "balanced",
+        "`balanced`: classes in turn; `cluster_prior`: like the cluster's mean prediction on probes",
+        choices=("balanced", "cluster_prior"),
+        source="III-A2",
+    )
+    jitter: int = setting(
+        2, "images are rolled by up to this many pixels before the teachers see them", low=0, high=14
+    )
+    tv: str = setting(
+        "mean_square",
+        "total variation: `norm`, four L2 norms over the batch; `mean_square`, mean squared differences",
+        choices=("norm", "mean_square"),
+        source="Eq. 2: norm",
+    )
+    tv_weight: float = setting(5.0, "weight of total variation", low=0.0, source="IV-A: 2.5e-5")
+    bn_weight: float = setting(0.1, "weight of the BatchNorm term", low=0.0, source="IV-A: 10")
+    bn_models: str = setting(
+        "mean",
+        "the BatchNorm term is a `sum` or a `mean` over the cluster's models",
+        choices=("sum", "mean"),
+        source="FedISCA: sum",
+    )
+    trajectory_dtype: str = setting(
+        "float32", "how the iterates are kept", choices=("float32", "bfloat16", "float16")
+    )
+
+
+@dataclass(frozen=True)
+class CrossClusterConfig:
+    """Stage 2: bi-level cross-cluster optimisation."""
+
+    weights: str = setting(
+        "learned",
+        "w_k: `learned` (Eq. 8); or fixed: `intra` e_k, `uniform` 1/K, `similarity` of centroids",
+        choices=("learned", "intra", "uniform", "similarity"),
+        source="Eq. 8, IV-C",
+    )
+    weight_lr: float = setting(0.01, "step eta_w of the weights", low=0.0)
+    weight_gradient: str = setting(
+        "l2",
+        "scale of the weights' gradient: `none`; `l2`, its norm; `cosine`, of the gradients' norms",
+        choices=("none", "l2", "cosine"),
+    )
+    train_fraction: float = setting(
+        0.8, "share of the synthetic images for the inner level", above=0.0, high=0.95, source="IV-A"
+    )
+    temperature: float = setting(4.0, "temperature tau of Eq. 5", above=0.0, source="IV-A: 20")
+    lr: float = setting(0.05, "step eta_G of SGD", above=0.0, source="FedISCA: 1e-3")
+    momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=0.9999, source="FedISCA")
+    weight_decay: float = setting(5e-4, "weight decay of SGD", low=0.0, source="FedISCA")
+    schedule: str = setting(
+        "cosine",
+        "eta_G over all steps of all synthesis rounds",
+        choices=("step", "cosine", "constant"),
+        source="FedISCA: step",
+    )
+    student_init: str = setting(
+        "random",
+        "G_k starts at `random` weights, or at the `average` of its cluster's uploads",
+        choices=("random", "average"),
+        source="Algorithm 1: random",
+    )
+    replay_fraction: float = setting(
+        0.5,
+        "share of the trajectory that is replayed, counted from its end",
+        above=0.0,
+        high=1.0,
+        source="1.0",
+    )
+    replay_order: str = setting(
+        "shuffled", "order of the replayed iterates", choices=("in_order", "shuffled"), source="in_order"
+    )
+    sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
+    synthesis_rounds: int = setting(
+        1,
+        "times that fresh noise is inverted and replayed; G_k and w_k go on",
+        low=1,
+        source="Algorithm 1: 1",
+    )
+
+
+@dataclass(frozen=True)
+class PersonalConfig:
+    """Stage 3: personalised distillation at the client."""
+
+    epochs: int = setting(10, "passes over the client's images", low=0, source="IV-A")
+    lr: float = setting(1e-3, "constant learning rate of SGD", above=0.0, source="IV-A")
+    gamma: float = setting(0.5, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A")
+    delta: float = setting(0.3, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A")
+    temperature: float = setting(1.0, "temperature of both KL terms", above=0.0)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how a run is computed."""
+
+    device: str = setting("auto", "`auto`, `cpu`, or a PyTorch device such as `cuda:0`")
+    precision: str = setting(
+        "auto",
+        "arithmetic of convolutions: `bfloat16` (autocast) or `float32`; `auto`: bfloat16 where it is fast",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    client_threads: int = setting(
+        1, "CPU threads of one client; part of the result, as sums depend on it", low=1
+    )
+    server_threads: int = setting(0, "CPU threads of the server; 0 takes all cores", low=0)
+    reply_timeout: float = setting(
+        86400.0, "seconds that the server waits for a round's replies", above=0.0, shapes_result=False
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is; see the sections for their settings.
+
+    `seed` is the root of all randomness; `out` is the run's folder (empty: ``runs/<id>``).
+    """
+
+    seed: int = setting(0, "root of all randomness", low=0, high=2**31 - 1)
+    out: str = setting("", "folder of the run; empty takes `runs/` and the run's id", shapes_result=False)
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    cross_cluster: CrossClusterConfig = field(default_factory=CrossClusterConfig)
+    personal: PersonalConfig = field(default_factory=PersonalConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        for key, declared, value in walk(self):
+            check_value(key, value, declared)
+        check_together(self)
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> RunConfig:
+        """Build and check a configuration from flat ``section.key`` settings; absent ones are defaults.
+
+        Raises
+        ------
+        FedBiCrossError
+            For an unknown key (the near ones are named), a wrong type, or a value out of range.
+        """
+        known = {key: declared for key, declared, _ in walk(cls())}
+        unknown = [key for key in flat if key not in known]
+        if unknown:
+            key = unknown[0]
+            raise FedBiCrossError(
+                f"unknown setting {key!r}{near_names(key, known)}; docs/configuration.md lists all"
+            )
+        sections: dict[str, dict[str, Any]] = {}
+        top: dict[str, Any] = {}
+        for key, value in flat.items():
+            section, _, name = key.rpartition(".")
+            converted = convert(key, value, known[key])
+            (sections.setdefault(section, {}) if section else top)[name] = converted
+        for declared in dataclasses.fields(cls):
+            if declared.name in sections:
+                kind = declared.default_factory
+                assert kind is not dataclasses.MISSING
+                top[declared.name] = kind(**sections[declared.name])
+        return cls(**top)
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return all settings as ``section.key -> value``, in order of declaration."""
+        return {key: value for key, _, value in walk(self)}
+
+    def fingerprint(self) -> str:
+        """Return a hash of the settings that shape the result; equal runs may resume one another."""
+        shaping = {key: value for key, declared, value in walk(self) if declared.metadata["shapes_result"]}
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_together(config: RunConfig) -> None:
+    """Hold settings against each other."""
+    clusters, clients = config.clustering.clusters, config.partition.clients
+    if isinstance(clusters, int) and clusters > clients:
+        raise FedBiCrossError(
+            f"clustering.clusters = {clusters} is more than partition.clients = {clients}: "
+            "every cluster needs a client; lower the one or raise the other"
+        )
+    if config.data.phantom_channels == 2:
+        raise FedBiCrossError("data.phantom_channels = 2: a phantom has 3 channels (RGB) or 1 (grayscale)")
+    size = config.inversion.batch_size
+    if min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
+        raise FedBiCrossError(
+            f"inversion.batch_size = {size} leaves fewer than two images on one side of "
+            f"cross_cluster.train_fraction = {config.cross_cluster.train_fraction:g}; BatchNorm needs two"
+        )
+
+
+def split_sizes(batch_size: int, train_fraction: float) -> tuple[int, int]:
+    """Return how many synthetic images the inner and the outer level get."""
+    train = round(batch_size * train_fraction)
+    return train, batch_size - train

@@ -1,0 +1,171 @@
+"""A site's own images as a folder: ``train/<class>/*.png``, ``test/<class>/*.png``, optionally ``val``."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices
+from fedbicross_flwr.errors import FedBiCrossError
+
+SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+_SPLITS: Final[dict[Part, tuple[str, ...]]] = {"train": ("train", "val"), "test": ("test",)}
+_GRAY_MODES: Final = ("1", "L", "LA")
+_COLOUR_MODES: Final = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder that has passed `open_folder`'s checks; an `ImageSource`.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    info : DatasetInfo
+        The facts about it.
+    files : dict
+        (file, label) pairs of each part, in the order of the labels and names; ``val`` behind ``train``.
+    """
+
+    path: Path
+    info: DatasetInfo
+    files: dict[Part, tuple[tuple[Path, int], ...]]
+
+    def labels(self, part: Part) -> NDArray[np.int64]:
+        """Return the labels of one part, (n,) int64."""
+        return np.asarray([label for _, label in self.files[part]], dtype=np.int64)
+
+    def images(self, part: Part, indices: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Read images of one part, (m, 28, 28, channels) uint8, in the order of `indices` (default all).
+
+        Raises
+        ------
+        FedBiCrossError
+            A file cannot be decoded; the message names it.
+        """
+        chosen = checked_indices(indices, len(self.files[part]))
+        mode = "L" if self.info.channels == 1 else "RGB"
+        images = np.empty((len(chosen), IMAGE_SIZE, IMAGE_SIZE, self.info.channels), dtype=np.uint8)
+        for row, index in enumerate(chosen):
+            with _opened(self.files[part][index][0]) as image:
+                images[row] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
+        return images
+
+    def fingerprint(self) -> str:
+        """Return a digest of the files' relative names, sizes and bytes."""
+        digest = hashlib.sha256()
+        for part in sorted(self.files):
+            for file, _ in self.files[part]:
+                content = file.read_bytes()
+                digest.update(f"{file.relative_to(self.path).as_posix()}|{len(content)}|".encode())
+                digest.update(content)
+        return digest.hexdigest()[:16]
+
+
+def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
+    """Check a folder of images and return it as a source; only the images' headers are read.
+
+    Classes are the sorted names of the folders in ``train``. Images are grayscale if every file is, else
+    all are read as RGB. Files with other endings than `SUFFIXES`, and hidden ones, are passed over.
+
+    Raises
+    ------
+    FedBiCrossError
+        No ``train`` folder, fewer than two classes, an empty class, a class in ``val`` or ``test`` that
+        ``train`` has not, an unreadable image, or one that is not 28x28 pixels of 8 bits.
+    """
+    if not (path / "train").is_dir():
+        raise FedBiCrossError(
+            f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
+        )
+    classes = tuple(folder.name for folder in _subfolders(path / "train"))
+    if len(classes) < 2:
+        found = f"one class folder ('{classes[0]}')" if classes else "no class folder"
+        raise FedBiCrossError(f"{path / 'train'}: {found} in it; at least two classes are needed")
+    label_of = {class_name: label for label, class_name in enumerate(classes)}
+    by_split = {split: _files(path / split, label_of) for split in ("train", "val", "test")}
+    files: dict[Part, tuple[tuple[Path, int], ...]] = {
+        part: tuple(pair for split in splits for pair in by_split[split]) for part, splits in _SPLITS.items()
+    }
+    present = {label for _, label in files["train"]}
+    for class_name, label in label_of.items():
+        if label not in present:
+            raise FedBiCrossError(
+                f"{path / 'train' / class_name}: no image in it (endings {', '.join(SUFFIXES)}); every class "
+                "needs training images"
+            )
+    modes = {_check_image(file) for part in files.values() for file, _ in part}
+    info = DatasetInfo(
+        name=name,
+        class_names=classes,
+        channels=1 if modes <= {*_GRAY_MODES} else 3,
+        size=IMAGE_SIZE,
+        licence=licence,
+        source=str(path),
+        has_test=bool(files["test"]),
+    )
+    return FolderSource(path, info, files)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(split: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
+    """List one split's images with their labels, sorted; a split that is not there has none."""
+    if not split.is_dir():
+        return []
+    files: list[tuple[Path, int]] = []
+    for folder in _subfolders(split):
+        if folder.name not in label_of:
+            raise FedBiCrossError(
+                f"{folder}: class '{folder.name}' has no folder in {split.with_name('train')}"
+            )
+        images = sorted(
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        )
+        files += [(file, label_of[folder.name]) for file in images]
+    return files
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image; whatever is wrong with the file becomes one line that names it."""
+    try:
+        # A file cut short may only warn before it fails; the line below says all there is to say.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                yield image
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise FedBiCrossError(
+            f"{file}: cannot be read as an image ({reason}); replace or remove it"
+        ) from None
+
+
+def _check_image(file: Path) -> str:
+    """Return the image's Pillow mode after checking its size and depth from the header."""
+    with _opened(file) as image:
+        size, mode = image.size, image.mode
+    if size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise FedBiCrossError(
+            f"{file}: is {size[0]}x{size[1]} pixels; resize the images to {IMAGE_SIZE}x{IMAGE_SIZE}"
+        )
+    if mode not in _GRAY_MODES and mode not in _COLOUR_MODES:
+        raise FedBiCrossError(
+            f"{file}: has pixels of mode {mode}; save it with 8 bits a channel, grayscale or RGB"
+        )
+    return mode

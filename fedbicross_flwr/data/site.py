@@ -1,0 +1,36 @@
+"""A site's own data: an .npz file in MedMNIST's layout or a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fedbicross_flwr.data.folder import open_folder
+from fedbicross_flwr.data.packed import open_packed
+from fedbicross_flwr.data.source import ImageSource
+from fedbicross_flwr.errors import FedBiCrossError
+
+SITE_LICENCE: Final = "the site's own"
+
+
+def open_site(path: Path) -> ImageSource:
+    """Open a site's data, which never leaves the site.
+
+    Parameters
+    ----------
+    path : Path
+        An .npz file (see `open_packed`) or a folder (see `open_folder`); ``~`` is expanded.
+
+    Raises
+    ------
+    FedBiCrossError
+        Nothing is there, or what is there cannot be used; the message says why and what to do.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return open_folder(path, name=path.resolve().name, licence=SITE_LICENCE)
+    if not path.exists():
+        raise FedBiCrossError(
+            f"{path}: no such file or folder; give an .npz file or a folder with train/<class>/"
+        )
+    return open_packed(path, name=path.stem, licence=SITE_LICENCE, source=str(path))

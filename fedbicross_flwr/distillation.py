@@ -1,0 +1,137 @@
+"""Distillation losses (Eqs. 5 and 9) and stage 3, a client's personalised distillation (Section III-C)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedbicross_flwr.models import StateDict, load_state, state_of
+from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.training import ClientTask, LabelledImages, Loss, Recipe, fit, predict_logits
+
+
+def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return KL(teacher || student), averaged over the batch and multiplied by temperature^2.
+
+    Parameters
+    ----------
+    teacher : Tensor
+        Scores (n, C): logits or log-probabilities. No gradient reaches them.
+    student : Tensor
+        Logits (n, C).
+    temperature : float, default 1.0
+        Divides both; the factor temperature^2 keeps the size of the gradient (Hinton et al., 2015).
+    """
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, 1),
+        F.log_softmax(teacher.detach() / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+def noise_share(t: int, iterations: int) -> float:
+    """Return lambda^(t) = 1 - t/T, the weight of the noise-adapted teacher (below Eq. 5)."""
+    return 1.0 - t / iterations
+
+
+def trajectory_loss(
+    student: Tensor, teacher: Tensor, adapted: Tensor, share: float, temperature: float
+) -> Tensor:
+    """Return L_KD (Eq. 5): ``share`` of KL to the noise-adapted teacher, the rest to the teacher.
+
+    All of `student`, `teacher` and `adapted` are (n, C).
+    """
+    loss = (1.0 - share) * kl_divergence(teacher, student, temperature)
+    if share:
+        loss = loss + share * kl_divergence(adapted, student, temperature)
+    return loss
+
+
+def personal_loss(
+    student: Tensor,
+    labels: Tensor,
+    cluster: Tensor,
+    own: Tensor,
+    gamma: float,
+    delta: float,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return L_pers (Eq. 9): CE + gamma KL(G_k || f_pers) + delta KL(f_i || f_pers).
+
+    Parameters
+    ----------
+    student, cluster, own : Tensor
+        Logits (n, C) of f_pers, G_k and f_i on the same images.
+    labels : Tensor
+        int64 (n,).
+    """
+    loss = F.cross_entropy(student, labels)
+    if gamma:
+        loss = loss + gamma * kl_divergence(cluster, student, temperature)
+    if delta:
+        loss = loss + delta * kl_divergence(own, student, temperature)
+    return loss
+
+
+def personalise(data: LabelledImages, cluster: StateDict, own: StateDict, task: ClientTask) -> StateDict:
+    """Distil a cluster model into the client's personal one (stage 3), on the client's own images.
+
+    Parameters
+    ----------
+    data : LabelledImages
+        All of the client's images; its validation images stay unseen.
+    cluster, own : StateDict
+        G_k, from which the personal model starts, and f_i, which never left the client. Both are teachers:
+        frozen and in eval mode. As stage 3 does not augment, their answers are computed once.
+    task : ClientTask
+        Whose work this is.
+
+    Returns
+    -------
+    StateDict
+        f_pers after ``personal.epochs`` epochs.
+    """
+    settings, compute = task.config.personal, task.compute
+    training, _ = data.to(compute).split(task.config.client.validation_fraction)
+    teachers = [compute.place(load_state(task.spec, state)) for state in (cluster, own)]
+    fixed = [predict_logits(teacher, training.images, compute) for teacher in teachers]
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        answers = (training.labels[rows], fixed[0][rows], fixed[1][rows])
+        return personal_loss(logits, *answers, settings.gamma, settings.delta, settings.temperature)
+
+    return adapt(cluster, training, loss, "personalisation", task)
+
+
+def fine_tune(data: LabelledImages, start: StateDict, task: ClientTask) -> StateDict:
+    """Train a model on the client's own images with stage 3's budget and plain cross-entropy.
+
+    From f_i this is the control ``local-only, same budget``; from a global model, ``fine-tuned``.
+    """
+    training, _ = data.to(task.compute).split(task.config.client.validation_fraction)
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        return F.cross_entropy(logits, training.labels[rows])
+
+    return adapt(start, training, loss, "fine-tuning", task)
+
+
+def adapt(start: StateDict, training: LabelledImages, loss: Loss, stage: str, task: ClientTask) -> StateDict:
+    """Run stage 3's epochs: the client's recipe at a constant learning rate, without augmentation.
+
+    Every model that is adapted sees the same batches in the same order, so that rows compare.
+    """
+    settings, local = task.config.personal, task.config.client
+    model = task.compute.place(load_state(task.spec, start))
+    recipe = Recipe(
+        settings.epochs, settings.lr, local.momentum, local.weight_decay, "constant", local.batch_size, False
+    )
+
+    def after_epoch(epoch: int) -> None:
+        task.progress.advance(stage, epoch, settings.epochs, client=task.client)
+
+    order = torch_generator(task.config.seed, "personalisation", task.client)
+    fit(model, training.images, loss, recipe, order, task.compute, after_epoch)
+    return state_of(model)

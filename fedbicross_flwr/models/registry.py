@@ -1,0 +1,83 @@
+"""The models that a federation can agree on, by name.
+
+A model is an `nn.Module` with BatchNorm layers, a last layer called ``fc`` and a method ``features`` that
+returns what ``fc`` reads. To add one, write a builder and name it in `MODELS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.models.resnet import ResNet
+
+StateDict = dict[str, Tensor]
+"""Parameters and buffers by name: float32, and the int64 batch counters of BatchNorm."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build a network again: enough to reload a model file anywhere."""
+
+    name: str
+    num_classes: int
+    channels: int
+    width: int
+    stem: str
+
+    @classmethod
+    def of(cls, config: RunConfig, num_classes: int, channels: int) -> ModelSpec:
+        """Return the configured network for a data set's classes and channels."""
+        model = config.model
+        return cls(model.name, num_classes, channels, model.width, model.stem)
+
+
+def resnet18(spec: ModelSpec) -> nn.Module:
+    """Build the ResNet-18 of the paper's experiments (IV-A)."""
+    return ResNet(spec.num_classes, spec.channels, spec.width, spec.stem)
+
+
+MODELS: Mapping[str, Callable[[ModelSpec], nn.Module]] = {"resnet18": resnet18}
+
+
+def build_model(spec: ModelSpec, seed: int) -> nn.Module:
+    """Build a network with random weights that depend on `seed` alone.
+
+    Layers draw their initial weights from PyTorch's global generator, so that generator is set for the
+    duration of the call and given back as it was.
+
+    Raises
+    ------
+    FedBiCrossError
+        For an unknown architecture.
+    """
+    if spec.name not in MODELS:
+        raise FedBiCrossError(
+            f"model.name = {spec.name!r} is not known{near_names(spec.name, MODELS)}; "
+            f"there is: {', '.join(MODELS)}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[spec.name](spec)
+
+
+def load_state(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network and give it `state`; the names and shapes must fit."""
+    with torch.device("meta"):
+        model = MODELS[spec.name](spec)
+    # Copies, so that a model never shares memory with the upload that it came from.
+    model.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
+    return model
+
+
+def state_of(model: nn.Module) -> StateDict:
+    """Return a detached copy of all parameters and buffers, contiguous, on the CPU."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }

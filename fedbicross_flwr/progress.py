@@ -1,0 +1,91 @@
+"""How long work says how far it is: a callback that methods and trainings report to.
+
+Nothing here prints. `EventLog` appends events to a file that other processes may append to as well, and
+`read_events` follows such a file; the command line draws what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives how far a stage is."""
+
+    def advance(self, stage: str, done: int, total: int, *, client: int | None = None) -> None:
+        """Note that `done` of `total` steps of `stage` are finished (at `client`, if it is one's work)."""
+
+    def note(self, text: str) -> None:
+        """Note a fact that the user should see at once."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def advance(self, stage: str, done: int, total: int, *, client: int | None = None) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of an event log; `time` is in seconds since the epoch."""
+
+    time: float
+    stage: str
+    done: int
+    total: int
+    client: int | None = None
+    text: str = ""
+
+
+class EventLog:
+    """Appends events to a file as lines of JSON, a stage at most every `interval` seconds.
+
+    A line is one short ``write`` in append mode, so several processes can share the file.
+    """
+
+    def __init__(self, path: Path, interval: float = 0.5) -> None:
+        self.path = path
+        self.interval = interval
+        self._last: dict[tuple[str, int | None], float] = {}
+
+    def advance(self, stage: str, done: int, total: int, *, client: int | None = None) -> None:
+        """Append the step, unless the same stage was noted just now and is not finished."""
+        now = time.time()
+        if done < total and now - self._last.get((stage, client), 0.0) < self.interval:
+            return
+        self._last[stage, client] = now
+        self._append(Event(now, stage, done, total, client))
+
+    def note(self, text: str) -> None:
+        """Append a note."""
+        self._append(Event(time.time(), "note", 1, 1, None, text))
+
+    def _append(self, event: Event) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(event)) + "\n")
+
+
+def read_events(path: Path) -> Iterator[Event | None]:
+    """Follow an event log: yield its events, and None whenever there is no new one yet."""
+    position = 0
+    while True:
+        if not path.exists():
+            yield None
+            continue
+        with path.open("rb") as file:
+            file.seek(position)
+            block = file.read()
+        complete = block[: block.rfind(b"\n") + 1]
+        position += len(complete)
+        for line in complete.splitlines():
+            yield Event(**json.loads(line))
+        yield None

@@ -1,0 +1,38 @@
+"""Writing a file so that a reader never meets half of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fedbicross_flwr.errors import FedBiCrossError
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write `content` under a temporary name in the same folder, then rename it to `path`.
+
+    The folder is made when it is absent. Nothing is left behind when the write fails.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the folder cannot be made or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            # mkstemp gives a file for its owner only; a report is for whoever may read the run folder.
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FedBiCrossError(
+            f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
+        ) from error
+    return path

@@ -1,0 +1,164 @@
+"""How a setting is declared, checked, and read from TOML files and the command line.
+
+The settings themselves are in `fedbicross_flwr.config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+
+Scalar = bool | int | float | str
+
+
+def setting(
+    default: Scalar,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
+    source: str = "",
+    shapes_result: bool = True,
+) -> Any:
+    """Declare one setting; the metadata drives the checks and the generated reference.
+
+    Parameters
+    ----------
+    default : bool, int, float or str
+        Its type is the setting's type.
+    low, high : float, optional
+        Inclusive bounds of a number; `above` is an exclusive lower bound.
+    choices : tuple of str
+        The words a string setting may take.
+    words : tuple of str
+        Words that a number may take instead (``clusters = "auto"``).
+    source : str
+        Where the setting comes from: a section or equation of the paper, or a reference.
+    shapes_result : bool, default True
+        False for settings that change where or how a run is computed, never what it computes.
+    """
+    return field(
+        default=default,
+        metadata={
+            "doc": doc,
+            "low": low,
+            "high": high,
+            "above": above,
+            "choices": choices,
+            "words": words,
+            "source": source,
+            "shapes_result": shapes_result,
+        },
+    )
+
+
+def walk(config: Any) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """Yield ``(flat key, declaration, value)`` of every setting."""
+    for outer in dataclasses.fields(config):
+        value = getattr(config, outer.name)
+        if dataclasses.is_dataclass(value):
+            for inner in dataclasses.fields(value):
+                yield f"{outer.name}.{inner.name}", inner, getattr(value, inner.name)
+        else:
+            yield outer.name, outer, value
+
+
+def convert(key: str, value: Any, declared: dataclasses.Field[Any]) -> Any:
+    """Return `value` in the declared type; integers are taken for floats, nothing else is bent."""
+    kind = type(declared.default)
+    if isinstance(value, str) and value in declared.metadata["words"]:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise FedBiCrossError(
+            f"{key} = {value!r} has type {type(value).__name__}, but {kind.__name__} is needed: "
+            f"{declared.metadata['doc']}"
+        )
+    return value
+
+
+def check_value(key: str, value: Any, declared: dataclasses.Field[Any]) -> None:
+    """Hold one value against its declared type, bounds and choices."""
+    value = convert(key, value, declared)
+    rules = declared.metadata
+    if isinstance(value, str):
+        if rules["choices"] and value not in rules["choices"]:
+            known = rules["choices"]
+            raise FedBiCrossError(
+                f"{key} = {value!r} is not one of {', '.join(known)}{near_names(value, known)}"
+            )
+        return
+    if math.isnan(value):
+        raise FedBiCrossError(f"{key} is not a number")
+    if rules["low"] is not None and value < rules["low"]:
+        raise FedBiCrossError(f"{key} = {value} is too small: it must be at least {rules['low']:g}")
+    if rules["above"] is not None and value <= rules["above"]:
+        raise FedBiCrossError(f"{key} = {value} is too small: it must be above {rules['above']:g}")
+    if rules["high"] is not None and value > rules["high"]:
+        raise FedBiCrossError(f"{key} = {value} is too large: it must be at most {rules['high']:g}")
+
+
+def read_toml(path: Path) -> dict[str, Scalar]:
+    """Read a run-config file and flatten its tables.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the file is absent, is not TOML, or holds a list or another value that Flower cannot carry.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedBiCrossError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedBiCrossError(f"configuration {path} is not valid TOML: {error}") from error
+    flat: dict[str, Scalar] = {}
+    for key, value in flatten(tables):
+        if not isinstance(value, bool | int | float | str):
+            raise FedBiCrossError(
+                f"configuration {path}: {key} is a {type(value).__name__}; "
+                "a setting is a bool, int, float or str"
+            )
+        flat[key] = value
+    return flat
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested tables as ``("outer.inner", value)``."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse_override(text: str) -> tuple[str, Scalar]:
+    """Parse ``key=value`` of the command line; a value that is not TOML is taken as a word.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is no ``=`` or no key.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise FedBiCrossError(
+            f"--set {text!r} is not of the form key=value, such as --set partition.alpha=0.1"
+        )
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+    return key, parsed

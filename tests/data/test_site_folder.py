@@ -1,0 +1,128 @@
+"""A site's folder of images: order, channels, formats, and each mistake's line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedbicross_flwr.data.site import open_site
+from fedbicross_flwr.data.source import ImageSource
+from fedbicross_flwr.errors import FedBiCrossError
+
+CLASSES = ("benign", "malignant")
+
+
+def _picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (28, 28)) -> Image.Image:
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """3 training, 1 validation and 2 test images a class, in two formats, and a file that is no image."""
+    root = tmp_path / "clinic"
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                suffix = "BMP" if number == 2 else "png"
+                seed = 100 * label + 10 * count + number
+                _picture(seed).save(root / split / name / f"{number}.{suffix}")
+    (root / "train" / "benign" / "notes.txt").write_text("not an image")
+    (root / "train" / ".cache").mkdir()
+    return root
+
+
+def test_content_and_order(folder: Path) -> None:
+    source = open_site(folder)
+    assert isinstance(source, ImageSource)
+    assert source.info.name == "clinic" and source.info.class_names == CLASSES
+    assert source.info.channels == 3 and source.info.has_test
+    np.testing.assert_array_equal(source.labels("train"), [0, 0, 0, 1, 1, 1, 0, 1])
+    np.testing.assert_array_equal(source.labels("test"), [0, 0, 1, 1])
+    np.testing.assert_array_equal(source.images("train")[4], np.asarray(_picture(131)))
+    np.testing.assert_array_equal(source.images("train", np.asarray([7, 2]))[0], np.asarray(_picture(110)))
+    assert source.images("test").shape == (4, 28, 28, 3)
+
+
+def test_gray_only_if_every_file_is(folder: Path) -> None:
+    for file in folder.rglob("*.[pB][nM][gP]"):
+        with Image.open(file) as image:
+            image.convert("L").save(file)
+    gray = open_site(folder)
+    assert gray.info.channels == 1 and gray.images("train").shape == (8, 28, 28, 1)
+    _picture(1).save(folder / "test" / "benign" / "0.png")
+    assert open_site(folder).info.channels == 3
+
+
+def test_without_test(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    source = open_site(folder)
+    assert not source.info.has_test and source.images("test").shape == (0, 28, 28, 3)
+
+
+def test_fingerprint_follows_content_and_names(folder: Path) -> None:
+    first = open_site(folder).fingerprint()
+    assert open_site(folder).fingerprint() == first
+    file = folder / "val" / "benign" / "0.png"
+    file.rename(file.with_name("9.png"))
+    renamed = open_site(folder).fingerprint()
+    _picture(77).save(file.with_name("9.png"))
+    assert len({first, renamed, open_site(folder).fingerprint()}) == 3
+
+
+def _fail(folder: Path, words: str) -> None:
+    with pytest.raises(FedBiCrossError, match=words) as raised:
+        open_site(folder).images("train")
+    assert "\n" not in str(raised.value)
+
+
+def test_image_of_another_size(folder: Path) -> None:
+    _picture(0, size=(32, 30)).save(folder / "train" / "benign" / "1.png")
+    _fail(folder, r"benign/1.png: is 32x30 pixels; resize the images to 28x28")
+
+
+def test_sixteen_bits(folder: Path) -> None:
+    Image.fromarray(np.zeros((28, 28), np.uint16)).save(folder / "train" / "benign" / "1.png")
+    _fail(folder, r"1.png: has pixels of mode I.*8 bits")
+
+
+def test_unreadable_image(folder: Path) -> None:
+    file = folder / "train" / "malignant" / "1.png"
+    file.write_bytes(b"no image at all")
+    _fail(folder, r"malignant/1.png: cannot be read as an image \(not an image\)")
+
+
+def test_truncated_image(folder: Path) -> None:
+    file = folder / "train" / "malignant" / "1.png"
+    file.write_bytes(file.read_bytes()[:800])
+    _fail(folder, r"malignant/1.png: cannot be read as an image")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    _fail(tmp_path, "no folder 'train' in it")
+    (tmp_path / "train").mkdir()
+    _fail(tmp_path, "no class folder in it")
+
+
+def test_a_single_class(folder: Path) -> None:
+    shutil.rmtree(folder / "train" / "malignant")
+    _fail(folder, r"one class folder \('benign'\) in it; at least two")
+
+
+def test_class_that_training_has_not(folder: Path) -> None:
+    (folder / "test" / "malignant").rename(folder / "test" / "unclear")
+    _fail(folder, r"test/unclear: class 'unclear' has no folder in .*train")
+
+
+def test_class_without_images(folder: Path) -> None:
+    for split in ("train", "val"):
+        for file in (folder / split / "malignant").iterdir():
+            file.unlink()
+    (folder / "train" / "malignant" / "scan.dcm").write_bytes(b"x")
+    _fail(folder, r"train/malignant: no image in it .*\.png")

@@ -1,0 +1,87 @@
+"""The table over seeds: sample standard deviations of runs that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+from run_builder import MakeRun, edit
+
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.report import load_run, results_table, seeds_table
+from fedbicross_flwr.report.seeds_table import COLUMNS
+
+
+def folders(make_run: MakeRun, seeds: tuple[int, ...] = (2, 0, 1)) -> list[Path]:
+    return [make_run(f"seed-{seed}", seed=seed) for seed in seeds]
+
+
+def test_mean_and_sample_deviation(make_run: MakeRun) -> None:
+    runs = [load_run(folder) for folder in folders(make_run)]
+    table = seeds_table(runs)
+    assert table.seeds == (0, 1, 2)
+    for index, row in enumerate(table.rows):
+        for title, protocol, metric, statistic in COLUMNS:
+            found = [
+                results_table(run).rows[index].values[protocol, metric].statistic(statistic) for run in runs
+            ]
+            numbers = [number for number in found if number is not None]
+            spread = row.values[title]
+            assert spread is not None
+            assert spread.mean == pytest.approx(statistics.fmean(numbers))
+            assert spread.deviation == pytest.approx(statistics.stdev(numbers))
+
+
+def test_markdown_states_the_seeds_and_marks_no_ceiling(make_run: MakeRun) -> None:
+    text = seeds_table([load_run(folder) for folder in folders(make_run)]).markdown()
+    assert "3 seeds (n = 3: 0, 1 and 2)" in text
+    ceiling = next(line for line in text.splitlines() if "(ceiling)" in line)
+    assert "**" not in ceiling
+    assert ceiling.count("±") == len(COLUMNS)
+    assert text.count("**") == 2 * len(COLUMNS)
+
+
+def test_one_seed_has_no_deviation(make_run: MakeRun) -> None:
+    text = seeds_table([load_run(make_run())]).markdown()
+    assert "n = 1: 0" in text
+    assert "±" not in text.splitlines()[2]
+
+
+def test_a_deployment_leaves_the_global_columns_empty(make_run: MakeRun) -> None:
+    table = seeds_table([load_run(make_run(deployment=True))])
+    assert table.rows[0].values["Global accuracy"] is None
+    assert table.rows[0].values["Local accuracy"] is not None
+    assert "| – |" in table.markdown()
+
+
+def test_runs_of_different_settings_are_refused(make_run: MakeRun) -> None:
+    one, two = folders(make_run, (0, 1))
+    config = two / "config.toml"
+    config.write_text(config.read_text().replace("alpha = 0.3", "alpha = 0.1"))
+    with pytest.raises(FedBiCrossError, match=r"differ in partition\.alpha \(0\.3 and 0\.1\)"):
+        seeds_table([load_run(one), load_run(two)])
+
+
+def test_where_a_run_was_computed_may_differ(make_run: MakeRun) -> None:
+    one, two = folders(make_run, (0, 1))
+    config = two / "config.toml"
+    config.write_text(config.read_text() + '\n[runtime]\ndevice = "cuda"\n')
+    assert seeds_table([load_run(one), load_run(two)]).seeds == (0, 1)
+
+
+def test_a_seed_that_comes_twice_is_refused(make_run: MakeRun) -> None:
+    with pytest.raises(FedBiCrossError, match="both have seed 0"):
+        seeds_table([load_run(make_run("a")), load_run(make_run("b"))])
+
+
+def test_different_methods_are_refused(make_run: MakeRun) -> None:
+    one, two = folders(make_run, (0, 1))
+    edit(two / "metrics.json", lambda content: content["rows"].pop())
+    with pytest.raises(FedBiCrossError, match="different methods"):
+        seeds_table([load_run(one), load_run(two)])
+
+
+def test_no_run_is_refused() -> None:
+    with pytest.raises(FedBiCrossError, match="at least one run"):
+        seeds_table([])
