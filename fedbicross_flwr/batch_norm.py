@@ -182,9 +182,7 @@ class SourceStatistics:
             layer.running_mean, layer.running_var = (buffer.clone() for buffer in running(layer))
 
     def __exit__(self, *exception: object) -> None:
-        for layer, momentum, kept, sums in zip(
-            self.layers, self.momenta, self.kept, self.sums, strict=True
-        ):
+        for layer, momentum, kept, sums in zip(self.layers, self.momenta, self.kept, self.sums, strict=True):
             for buffer, total in zip(running(layer), sums, strict=True):
                 total.add_(buffer, alpha=self.weight)
             layer.momentum = momentum

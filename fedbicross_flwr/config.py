@@ -336,8 +336,23 @@ class RunConfig:
 
     def fingerprint(self) -> str:
         """Return a hash of the settings that shape the result; equal runs may resume one another."""
-        shaping = {key: value for key, declared, value in walk(self) if declared.metadata["shapes_result"]}
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_settings(self.shaping())
+
+    def upload_fingerprint(self) -> str:
+        """Return a hash of the settings that shape a client's upload, and of no other."""
+        sections = ("seed", "data", "partition", "model", "client", "runtime")
+        relevant = {key: v for key, v in self.shaping().items() if key.split(".")[0] in sections}
+        relevant.pop("runtime.server_threads")
+        return hash_settings(relevant)
+
+    def shaping(self) -> dict[str, Scalar]:
+        """Return the settings that shape the result."""
+        return {key: value for key, declared, value in walk(self) if declared.metadata["shapes_result"]}
+
+
+def hash_settings(settings: Mapping[str, Scalar]) -> str:
+    """Return a short hash of settings, whatever their order."""
+    return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_together(config: RunConfig) -> None:

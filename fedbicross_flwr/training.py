@@ -85,6 +85,11 @@ class LocalModel:
     chosen_epoch: int
     validation_accuracy: tuple[float, ...]
 
+    @property
+    def best_validation_accuracy(self) -> float:
+        """Return the accuracy at the chosen epoch, nan without validation images."""
+        return self.validation_accuracy[self.chosen_epoch - 1]
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(logits (b, C), rows (b,))``: the rows say which images of the training set the logits are of."""

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.report import view
-from fedbicross_flwr.report.atomic import write_bytes
 from fedbicross_flwr.report.css import CSS
 from fedbicross_flwr.report.figures import Rendered, render_figures, write_rendered
 from fedbicross_flwr.report.record import RunRecord

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedbicross_flwr.report.atomic import write_bytes
+from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.report.figures.accuracy import draw_accuracy
 from fedbicross_flwr.report.figures.clustering import draw_clustering
 from fedbicross_flwr.report.figures.inversion import draw_inversion

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, cast
 
-from fedbicross_flwr.app_folder import RunValue, check_app, find_app, run_config_toml, stage_app
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.resources import Resources, fit_resources
-from fedbicross_flwr.superlink import CONNECTION, SuperLink, private_superlink
+from fedbicross_flwr.launch.app_folder import RunValue, check_app, find_app, run_config_toml, stage_app
+from fedbicross_flwr.launch.resources import Resources, fit_resources
+from fedbicross_flwr.launch.superlink import CONNECTION, SuperLink, private_superlink
 
 __all__ = ["Resources", "RunStatus", "RunValue", "find_app", "fit_resources", "simulate"]
 

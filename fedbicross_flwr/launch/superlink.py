@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.keeper import MARKER, WORKING_DIRECTORY, Keeper
+from fedbicross_flwr.launch.keeper import MARKER, WORKING_DIRECTORY, Keeper
 
 #: The name of the connection to the private SuperLink, for ``flwr run <app> <connection>``.
 CONNECTION = "private"

@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbicross_flwr import keeper
-from fedbicross_flwr.app_folder import find_app, run_config_toml, stage_app
+from fedbicross_flwr.launch import keeper
+from fedbicross_flwr.launch.app_folder import find_app, run_config_toml, stage_app
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.launcher import Resources, fit_resources, simulate
-from fedbicross_flwr.resources import share_out
+from fedbicross_flwr.launch.launcher import Resources, fit_resources, simulate
+from fedbicross_flwr.launch.resources import share_out
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 
@@ -177,7 +177,7 @@ def test_keeper_cleans_up_whoever_dies(run_folder: Path, how: str) -> None:
     source = f"""
         import os, subprocess, sys
         from pathlib import Path
-        from fedbicross_flwr.keeper import MARKER, Keeper
+        from fedbicross_flwr.launch.keeper import MARKER, Keeper
         folder = Path({str(run_folder)!r})
         with Keeper(folder) as keeper:
             env = dict(os.environ) | {{MARKER: str(folder)}}
@@ -266,8 +266,8 @@ TEXT = 'it\'s "quoted" \\ and\nbroken é 😀'
 DRIVER = """
     import json, sys
     from pathlib import Path
-    from fedbicross_flwr.launcher import simulate
-    from fedbicross_flwr.resources import share_out
+    from fedbicross_flwr.launch.launcher import simulate
+    from fedbicross_flwr.launch.resources import share_out
     polls = []
     config = {"mode": sys.argv[2], "text": sys.argv[3], "optim.lr": 1e-05}
     status = simulate(

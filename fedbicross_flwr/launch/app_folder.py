@@ -22,7 +22,7 @@ def find_app() -> Path:
     FedBiCrossError
         If the package was installed without its checkout.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if _read_pyproject(root).get("project", {}).get("name") != "fedbicross":
         raise FedBiCrossError(
             f"{root} is not a checkout of fedbicross: a simulated run needs the checkout with its "

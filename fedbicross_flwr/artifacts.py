@@ -1,0 +1,123 @@
+"""Model files: safetensors with a description of the network, written whole or not at all.
+
+Nothing is pickled. A file says what it takes to build its network again, and carries a checksum of its
+tensors, so that `load_model` is all one needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedbicross_flwr.compute import Compute, resolve_device
+from fedbicross_flwr.data.source import normalise
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.models import ModelSpec, StateDict, load_state
+from fedbicross_flwr.training import predict_logits
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and values, whatever the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{values.dtype}|{tuple(values.shape)}|".encode())
+        total.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """Write tensors with a few words about them (`facts`) and their checksum."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**(facts or {}), "digest": digest(contiguous)}
+    write_bytes(path, safetensors.torch.save(contiguous, metadata))
+
+
+def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Read what `write_tensors` wrote.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the file is absent, is no safetensors file, or its tensors do not have their checksum.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FedBiCrossError(f"cannot read {path}: {error}") from error
+    if facts.pop("digest", None) != digest(tensors):
+        raise FedBiCrossError(f"{path} is damaged: its tensors do not have the checksum it was written with")
+    return tensors, facts
+
+
+def save_model(
+    path: Path, spec: ModelSpec, state: StateDict, class_names: tuple[str, ...], **facts: str
+) -> None:
+    """Write one network with all it takes to use it, and more `facts` if there are any."""
+    described = {"spec": json.dumps(asdict(spec)), "class_names": json.dumps(list(class_names))}
+    write_tensors(path, state, {**facts, **described})
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network that is ready to use.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode; takes float32 images (n, channels, 28, 28) scaled to [-1, 1].
+    spec : ModelSpec
+        What was built.
+    class_names : tuple of str
+        Names of the outputs.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    class_names: tuple[str, ...]
+    compute: Compute
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities, float32 (n, C), for uint8 images (n, 28, 28) or (n, 28, 28, channels)."""
+        shaped = images[..., None] if images.ndim == 3 else images
+        if shaped.ndim != 4 or shaped.shape[1:] != (28, 28, self.spec.channels) or shaped.dtype != np.uint8:
+            raise FedBiCrossError(
+                f"images of shape {images.shape} and type {images.dtype} found, but this model takes uint8 "
+                f"images of 28x28 pixels with {self.spec.channels} channel(s)"
+            )
+        logits = predict_logits(self.model, normalise(shaped), self.compute)
+        probabilities: NDArray[np.float32] = logits.softmax(1).cpu().numpy()
+        return probabilities
+
+
+def load_model(path: Path | str, device: str = "auto") -> Classifier:
+    """Load a model file of a run or of a site, such as ``runs/<id>/sites/client-00/personal.safetensors``.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the file is absent or damaged, or is not a model of this project.
+    """
+    path = Path(path)
+    state, facts = read_tensors(path)
+    try:
+        spec = ModelSpec(**json.loads(facts["spec"]))
+        names = tuple(json.loads(facts["class_names"]))
+        model = load_state(spec, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FedBiCrossError(f"{path} does not describe a model of this project: {error}") from error
+    compute = Compute(resolve_device(device))
+    return Classifier(compute.place(model).eval(), spec, names, compute)

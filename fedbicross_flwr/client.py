@@ -1,0 +1,90 @@
+"""A client's part of the two rounds, as it runs in process, in a simulation and at a site."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedbicross_flwr.artifacts import digest
+from fedbicross_flwr.compute import cpu_threads
+from fedbicross_flwr.distillation import fine_tune, personalise
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.evaluation import score_model
+from fedbicross_flwr.models import StateDict, load_state
+from fedbicross_flwr.site_store import RowScores, SiteStore
+from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
+
+
+@dataclass(frozen=True)
+class ClientImages:
+    """A client's own images.
+
+    Parameters
+    ----------
+    train : LabelledImages
+        D_i; its first part serves as local validation.
+    tests : mapping of str to LabelledImages
+        Test images by protocol: ``global`` and ``local`` in a simulation, ``local`` alone at a site.
+    fingerprint : str
+        Identifies the data, so that no model of other data is used by mistake.
+    """
+
+    train: LabelledImages
+    tests: Mapping[str, LabelledImages]
+    fingerprint: str
+
+
+def first_round(images: ClientImages, task: ClientTask, store: SiteStore) -> LocalModel:
+    """Train f_i and keep a copy; what was trained before under the same settings is used again."""
+    key = upload_key(images, task)
+    kept = store.local(key)
+    if kept is not None:
+        return kept
+    with cpu_threads(task.config.runtime.client_threads):
+        model = train_client(images.train, task)
+    store.save_local(model, task.spec, key)
+    return model
+
+
+def second_round(images: ClientImages, cluster: StateDict, task: ClientTask, store: SiteStore) -> RowScores:
+    """Distil the cluster model into the personal one, keep it, and return scores: only they leave.
+
+    Raises
+    ------
+    FedBiCrossError
+        When f_i of round 1 is no longer in the site's store.
+    """
+    own = store.local(upload_key(images, task))
+    if own is None:
+        raise FedBiCrossError(
+            f"{store.folder / 'local.safetensors'} holds no model of this run's first round: "
+            "the site's store was moved or changed; run the first round again"
+        )
+    key = f"{task.config.fingerprint()}/{images.fingerprint}/{task.client}/{digest(cluster)}"
+    kept = store.personal_scores(key)
+    if kept is not None:
+        return kept
+    with cpu_threads(task.config.runtime.client_threads):
+        personal = personalise(images.train, cluster, own.state, task)
+        longer = fine_tune(images.train, own.state, task)
+        models = {
+            "local-only": own.state,
+            "same-budget": longer,
+            "cluster-model": cluster,
+            "personal": personal,
+        }
+        tests = {protocol: part.to(task.compute) for protocol, part in images.tests.items()}
+        scores = {
+            row: score_model(task.compute.place(load_state(task.spec, state)), tests, task.compute)
+            for row, state in models.items()
+        }
+    store.save_personal(personal, task.spec, scores, key)
+    return scores
+
+
+def upload_key(images: ClientImages, task: ClientTask) -> str:
+    """Return what identifies everything that shaped a client's upload."""
+    precision = f"{task.compute.device.type}/{task.compute.precision}"
+    text = f"{task.config.upload_fingerprint()}/{images.fingerprint}/{task.client}/{precision}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,209 @@
+"""FedBiCross, the server's part: stages 1 and 2 of Algorithm 1.
+
+Clusters, teachers and synthesis first, for all clusters; then the replay that learns the cluster models
+G_k and the cross-cluster weights w_k. Stage 3 is the clients' (`fedbicross_flwr.distillation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedbicross_flwr.clustering import Clustering, cluster_clients
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.cross_cluster import (
+    Source,
+    Target,
+    optimise,
+    replay_schedule,
+    replayed_steps,
+    split_indices,
+)
+from fedbicross_flwr.cross_weights import initial_weights
+from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.inversion import LABELS, Synthesis, invert
+from fedbicross_flwr.methods.fedavg import average_states
+from fedbicross_flwr.methods.protocol import (
+    ClientUpload,
+    Findings,
+    Inversion,
+    ServerOutcome,
+    ServerTask,
+    StageResult,
+)
+from fedbicross_flwr.models import build_model, state_of
+from fedbicross_flwr.noise_adaptation import steps_read, teacher_scores
+from fedbicross_flwr.seeds import derive_seed, torch_generator
+
+
+def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
+    """Learn one model for each cluster of clients (Algorithm 1, lines 1-15).
+
+    Parameters
+    ----------
+    uploads : sequence of ClientUpload
+        In the order of the clients' numbers.
+    """
+    clustering = find_clusters(uploads, task)
+    ensembles = build_ensembles(uploads, clustering, task)
+    targets = build_targets(uploads, clustering, task)
+    inversions: list[Inversion] = []
+    weights = [torch.stack([target.weights.cpu() for target in targets]).unsqueeze(0)]
+    syntheses: list[Synthesis] = []
+    for round in range(task.config.cross_cluster.synthesis_rounds):
+        syntheses = [synthesise(k, round, ensemble, clustering, task) for k, ensemble in enumerate(ensembles)]
+        inversions += [Inversion(round, k, one.diagnostics) for k, one in enumerate(syntheses)]
+        weights.append(replay(round, targets, ensembles, syntheses, task))
+    return ServerOutcome(
+        tuple(state_of(target.model) for target in targets),
+        {upload.client: k for upload, k in zip(uploads, clustering.assignment, strict=True)},
+        Findings(
+            clustering,
+            tuple(inversions),
+            torch.cat(weights),
+            tuple((one.images.float().cpu(), one.labels) for one in syntheses),
+        ),
+    )
+
+
+def find_clusters(uploads: Sequence[ClientUpload], task: ServerTask) -> Clustering:
+    """Run stage 1's clustering as a stage of its own."""
+
+    def compute() -> StageResult:
+        models = [task.load(upload.state) for upload in uploads]
+        config = task.config
+        found = cluster_clients(models, task.spec.channels, config.clustering, config.seed, task.compute)
+        task.progress.advance("clustering", 1, 1)
+        arrays = {
+            "similarity": found.similarity,
+            "centroid_similarity": found.centroid_similarity,
+            "mean_prediction": found.mean_prediction,
+        }
+        return StageResult(
+            {name: torch.from_numpy(array) for name, array in arrays.items()},
+            {"assignment": list(found.assignment), "silhouette": found.silhouette},
+        )
+
+    kept = task.stages.run("clustering", "clustering", compute)
+    arrays = {name: tensor.numpy() for name, tensor in kept.tensors.items()}
+    return Clustering(tuple(kept.facts["assignment"]), silhouette=kept.facts["silhouette"], **arrays)
+
+
+def build_ensembles(
+    uploads: Sequence[ClientUpload], clustering: Clustering, task: ServerTask
+) -> list[Ensemble]:
+    """Return the teacher F_k of each cluster."""
+    aggregation = task.config.teacher.aggregation
+    return [
+        Ensemble([task.load(uploads[i].state) for i in clustering.members(k)], aggregation)
+        for k in range(clustering.clusters)
+    ]
+
+
+def build_targets(uploads: Sequence[ClientUpload], clustering: Clustering, task: ServerTask) -> list[Target]:
+    """Return every G_k at its start, with uniform or fixed weights w_k."""
+    config = task.config.cross_cluster
+    start = initial_weights(config.weights, clustering.clusters, clustering.centroid_similarity)
+    targets = []
+    for k in range(clustering.clusters):
+        model = build_model(task.spec, derive_seed(task.config.seed, "cluster-model", k))
+        if config.student_init == "average":
+            members = [uploads[i] for i in clustering.members(k)]
+            model.load_state_dict(
+                average_states([m.state for m in members], [float(m.num_samples) for m in members])
+            )
+        placed = task.compute.place(model)
+        targets.append(Target(k, placed, start[k].to(task.compute.device), config, task.compute))
+    return targets
+
+
+def synthesise(
+    cluster: int, round: int, ensemble: Ensemble, clustering: Clustering, task: ServerTask
+) -> Synthesis:
+    """Invert one cluster's ensemble, as a stage that is kept until the run is finished."""
+    config = task.config
+    inversion = config.inversion
+    name = f"synthesis-{round}-{cluster}"
+
+    def compute() -> StageResult:
+        said = clustering.mean_prediction[clustering.members(cluster)].mean(0)
+        labels = LABELS[inversion.labels](inversion.batch_size, torch.from_numpy(np.asarray(said)))
+        generator = torch_generator(config.seed, "inversion", cluster, round)
+
+        def after_step(t: int) -> None:
+            task.progress.advance(f"synthesis, cluster {cluster}", t, inversion.iterations)
+
+        keep = iterates_needed(config)
+        made = invert(
+            ensemble, labels, task.spec.channels, keep, inversion, generator, task.compute, after_step
+        )
+        tensors = {f"iterate.{t}": images for t, images in made.iterates.items()}
+        return StageResult({**tensors, "labels": made.labels, "diagnostics": made.diagnostics})
+
+    kept = task.stages.run(name, "synthesis", compute).tensors
+    iterates = {
+        int(key.removeprefix("iterate.")): tensor.to(task.compute.device)
+        for key, tensor in kept.items()
+        if key.startswith("iterate.")
+    }
+    return Synthesis(dict(sorted(iterates.items())), kept["labels"], kept["diagnostics"])
+
+
+def iterates_needed(config: RunConfig) -> set[int]:
+    """Return the t that the replay or the noise adaptation reads; nothing else is kept."""
+    iterations = config.inversion.iterations
+    return {
+        *replayed_steps(iterations, config.cross_cluster),
+        *steps_read(iterations, config.teacher),
+    }
+
+
+def replay(
+    round: int,
+    targets: Sequence[Target],
+    ensembles: Sequence[Ensemble],
+    syntheses: Sequence[Synthesis],
+    task: ServerTask,
+) -> Tensor:
+    """Run stage 2 over one synthesis round; return w after each step, (steps, K, K).
+
+    The stage keeps models, momenta and weights, so that a run can go on after it.
+    """
+    config = task.config
+    iterations = config.inversion.iterations
+    generator = torch_generator(config.seed, "replay", round=round)
+    order = replay_schedule(iterations, config.cross_cluster, generator)
+    total = len(order) * config.cross_cluster.synthesis_rounds
+
+    def compute() -> StageResult:
+        sources = [
+            build_source(ensemble, synthesis, task)
+            for ensemble, synthesis in zip(ensembles, syntheses, strict=True)
+        ]
+
+        def after_step(step: int) -> None:
+            task.progress.advance("cross-cluster optimisation", step, total)
+
+        history = optimise(targets, sources, order, iterations, round * len(order), total, after_step)
+        tensors = {"weights": history}
+        for target in targets:
+            tensors.update({f"{target.cluster}.{name}": value for name, value in target.state().items()})
+        return StageResult(tensors)
+
+    kept = task.stages.run(f"optimisation-{round}", "cross-cluster optimisation", compute).tensors
+    for target in targets:
+        prefix = f"{target.cluster}."
+        target.load({name.removeprefix(prefix): v for name, v in kept.items() if name.startswith(prefix)})
+    return kept["weights"]
+
+
+def build_source(ensemble: Ensemble, synthesis: Synthesis, task: ServerTask) -> Source:
+    """Return what a cluster offers to all targets; its teachers answer once, here."""
+    config = task.config
+    replayed = replayed_steps(config.inversion.iterations, config.cross_cluster)
+    teacher, adapted = teacher_scores(ensemble, synthesis.iterates, replayed, config.teacher, task.compute)
+    train, validation = split_indices(synthesis.labels, config.cross_cluster.train_fraction)
+    return Source({t: synthesis.iterates[t] for t in replayed}, teacher, adapted, train, validation)

@@ -1,0 +1,108 @@
+"""What every one-shot method is: uploads in, models for the clients out.
+
+A method is a function of (uploads, task). It touches neither Flower nor files nor the clock: progress goes
+to ``task.progress``, and work worth keeping passes through ``task.stages``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fedbicross_flwr.clustering import Clustering
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.models import ModelSpec, StateDict, load_state
+from fedbicross_flwr.progress import Progress
+
+
+@dataclass(frozen=True)
+class ClientUpload:
+    """What a client sent in round 1: its number, how many images it trained on, and f_i."""
+
+    client: int
+    num_samples: int
+    state: StateDict
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage gives: tensors by name, and facts that fit into JSON."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Stages(Protocol):
+    """Runs the stages of a method; an implementation may keep results and skip what is done."""
+
+    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
+        """Return the result of the stage `name`; `kind` is what its time counts as."""
+
+
+class Unkept:
+    """Stages that are computed each time and kept nowhere."""
+
+    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
+        """Compute the stage."""
+        return compute()
+
+
+@dataclass(frozen=True)
+class ServerTask:
+    """What the server's work needs besides the uploads."""
+
+    spec: ModelSpec
+    config: RunConfig
+    compute: Compute
+    progress: Progress
+    stages: Stages = field(default_factory=Unkept)
+
+    def load(self, state: StateDict) -> nn.Module:
+        """Return a network with these weights on the device, frozen and in eval mode."""
+        return self.compute.place(load_state(self.spec, state)).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Diagnostics of one inversion: see `fedbicross_flwr.inversion.DIAGNOSTICS`; curves is (T, 6)."""
+
+    round: int
+    cluster: int
+    curves: Tensor
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a method learned on the way, for the report; parts that it does not have stay empty.
+
+    `weights` is (steps + 1, K, K), from the start on; `synthetic` holds ``(images, labels)`` a cluster.
+    """
+
+    clustering: Clustering | None = None
+    inversions: tuple[Inversion, ...] = ()
+    weights: Tensor | None = None
+    synthetic: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+@dataclass(frozen=True)
+class ServerOutcome:
+    """A method's result: models, and which of them each client gets.
+
+    Parameters
+    ----------
+    models : tuple of StateDict
+        One a cluster; a global method has one.
+    assignment : mapping of int to int
+        Client number to index into `models`.
+    """
+
+    models: tuple[StateDict, ...]
+    assignment: Mapping[int, int]
+    findings: Findings = field(default_factory=Findings)
+
+
+Method = Callable[[Sequence[ClientUpload], ServerTask], ServerOutcome]

@@ -1,0 +1,170 @@
+"""The folder of a run: what is kept while it lasts, so that it can go on, and what it leaves behind.
+
+Everything is written whole or not at all. A folder belongs to one configuration and one data set; it is
+never used for another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.methods import ClientUpload, StageResult
+from fedbicross_flwr.models import ModelSpec
+
+IDENTITY = "identity.json"
+
+
+@dataclass
+class RunFolder:
+    """A run's folder, opened for one configuration.
+
+    Parameters
+    ----------
+    path : Path
+        ``runs/<id>``.
+    seconds : dict of str to float
+        Time by kind of stage; stages that were done before count what they took then.
+    """
+
+    path: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
+        """Make the folder, or go on with the one of an interrupted run.
+
+        Raises
+        ------
+        FedBiCrossError
+            When the folder cannot be written, belongs to another configuration or data set, or holds
+            something else; nothing in it is touched then.
+        """
+        make_writable(path)
+        identity = {
+            "fingerprint": config.fingerprint(),
+            "data": data_fingerprint,
+            "settings": config.shaping(),
+        }
+        if (path / IDENTITY).exists():
+            compare_identity(path, identity)
+        elif foreign := sorted(entry.name for entry in path.iterdir()):
+            raise FedBiCrossError(f"{path} holds {foreign[0]} but no run; choose an empty folder for --out")
+        folder = cls(path)
+        folder.write_json(IDENTITY, identity)
+        write_bytes(path / "config.toml", to_toml(config).encode())
+        return folder
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the run was done to its end."""
+        try:
+            return bool(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["finished"])
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a file of JSON."""
+        write_bytes(self.path / name, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def upload_path(self, client: int) -> Path:
+        """Return where a client's upload is kept."""
+        return self.path / "uploads" / f"client-{client:02d}.safetensors"
+
+    def site(self, client: int) -> Path:
+        """Return the directory that stands for a simulated client's own."""
+        return self.path / "sites" / f"client-{client:02d}"
+
+    def save_upload(
+        self, upload: ClientUpload, spec: ModelSpec, class_names: tuple[str, ...], facts: Mapping[str, float]
+    ) -> None:
+        """Keep an upload, with what else the client said of its training."""
+        said = {"num_samples": str(upload.num_samples), "said": json.dumps(dict(facts))}
+        save_model(self.upload_path(upload.client), spec, upload.state, class_names, **said)
+
+    def load_upload(self, client: int) -> tuple[ClientUpload, dict[str, float]] | None:
+        """Return a kept upload; a damaged file counts as none, as the client can send it again."""
+        try:
+            state, facts = read_tensors(self.upload_path(client))
+        except FedBiCrossError:
+            return None
+        return ClientUpload(client, int(facts["num_samples"]), state), json.loads(facts["said"])
+
+    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
+        """Return a stage's result, from the folder if it was finished before (see `methods.Stages`)."""
+        path = self.path / "stages" / f"{name}.safetensors"
+        try:
+            tensors, facts = read_tensors(path)
+            result = StageResult(tensors, json.loads(facts["facts"]))
+            seconds = float(facts["seconds"])
+        except FedBiCrossError:
+            start = time.perf_counter()
+            result = compute()
+            seconds = time.perf_counter() - start
+            write_tensors(path, result.tensors, {"facts": json.dumps(result.facts), "seconds": str(seconds)})
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        return result
+
+    def drop_stages(self) -> None:
+        """Remove what was kept only to go on after an interruption."""
+        shutil.rmtree(self.path / "stages", ignore_errors=True)
+
+
+def make_writable(path: Path) -> None:
+    """Make a folder and try whether files can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise FedBiCrossError(
+            f"cannot write to {path}: {error.strerror}; choose another folder with --out"
+        ) from error
+
+
+def compare_identity(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder of another run, naming what differs."""
+    try:
+        former = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
+        settings = former["settings"]
+        same_data = former["data"] == identity["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FedBiCrossError(f"{path / IDENTITY} is damaged; choose another folder with --out") from error
+    for key, value in identity["settings"].items():
+        if settings.get(key) != value:
+            raise FedBiCrossError(
+                f"{path} belongs to a run with {key} = {settings.get(key)!r}, this one has {value!r}; "
+                "choose another folder with --out"
+            )
+    if not same_data:
+        raise FedBiCrossError(f"{path} belongs to a run on other images; choose another folder with --out")
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return a configuration as TOML, one table a section; a JSON scalar is a TOML scalar."""
+    tables: dict[str, list[str]] = {}
+    for key, value in config.flat().items():
+        section, _, name = key.rpartition(".")
+        text = "inf" if value == float("inf") else json.dumps(value, ensure_ascii=False)
+        tables.setdefault(section, []).append(f"{name} = {text}")
+    blocks = ["\n".join(tables.pop(""))]
+    blocks += [f"[{section}]\n" + "\n".join(lines) for section, lines in tables.items()]
+    return "\n\n".join(blocks) + "\n"
+
+
+def free_run_id(parent: Path) -> str:
+    """Return a name for a new run folder under `parent`: date and time, and a number if that is taken."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = [stamp, *(f"{stamp}-{number}" for number in range(2, 100))]
+    return next(name for name in candidates if not os.path.lexists(parent / name))

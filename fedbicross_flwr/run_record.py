@@ -1,0 +1,183 @@
+"""The JSON that a run leaves behind: who took part, what was learned, what was scored.
+
+`fedbicross_flwr.report` reads these files.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedbicross_flwr.artifacts import write_tensors
+from fedbicross_flwr.compute import Compute, server_threads
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.evaluation import METRICS, PROTOCOLS, Scores
+from fedbicross_flwr.federated_data import FederatedData
+from fedbicross_flwr.inversion import DIAGNOSTICS
+from fedbicross_flwr.methods import Findings
+from fedbicross_flwr.rows import ROWS
+from fedbicross_flwr.site_store import RowScores
+
+if TYPE_CHECKING:
+    from fedbicross_flwr.run_folder import RunFolder
+
+PACKAGES = ("fedbicross", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "medmnist")
+
+
+@dataclass
+class ClientRecord:
+    """What the server knows of one client.
+
+    `reason` says why the run went on without it; `scores` is row -> protocol -> metrics.
+    """
+
+    client: int
+    num_samples: int = 0
+    validation_accuracy: float | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    reason: str = ""
+    scores: RowScores = field(default_factory=dict)
+
+
+def write_findings(folder: RunFolder, clients: Sequence[int], findings: Findings) -> None:
+    """Write what a method learned on the way."""
+    clustering = findings.clustering
+    if clustering is not None:
+        folder.write_json(
+            "clustering.json",
+            {
+                "clients": list(clients),
+                "assignment": list(clustering.assignment),
+                "similarity": clustering.similarity.tolist(),
+                "silhouette": clustering.silhouette,
+                "clusters": clustering.clusters,
+            },
+        )
+    folder.write_json("inversion.json", [inversion_entry(one) for one in findings.inversions])
+    if findings.weights is not None:
+        weights = findings.weights
+        content = {
+            "clusters": weights.shape[1],
+            "steps": list(range(len(weights))),
+            "weights": weights.tolist(),
+        }
+        folder.write_json("weights.json", content)
+    tensors = {}
+    for cluster, (images, labels) in enumerate(findings.synthetic):
+        tensors[f"images.{cluster}"], tensors[f"labels.{cluster}"] = images, labels
+    write_tensors(folder.path / "synthetic.safetensors", tensors)
+
+
+def inversion_entry(inversion: Any) -> dict[str, Any]:
+    """Return one inversion's curves by name."""
+    curves = dict(zip(DIAGNOSTICS, inversion.curves.T.tolist(), strict=True))
+    curves["classes_covered"] = [int(count) for count in curves["classes_covered"]]
+    return {"round": inversion.round, "cluster": inversion.cluster, **curves}
+
+
+def write_metrics(folder: RunFolder, clients: Sequence[ClientRecord], model_bytes: int, models: int) -> None:
+    """Write ``metrics.json``: every row, every client, both protocols, and what a row costs to send."""
+    rows = []
+    for key, row in ROWS.items():
+        down = models if row.models_down < 0 else row.models_down
+        rows.append(
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "note": row.note,
+                "bytes_up": row.models_up * model_bytes,
+                "bytes_down": down * model_bytes,
+                "clients": [
+                    {"client": one.client, **{p: tidy_scores(s) for p, s in one.scores[key].items()}}
+                    for one in sorted(clients, key=lambda one: one.client)
+                ],
+            }
+        )
+    present = {protocol for one in clients for scores in one.scores.values() for protocol in scores}
+    folder.write_json("metrics.json", {"protocols": [p for p in PROTOCOLS if p in present], "rows": rows})
+
+
+def tidy_scores(scores: Scores) -> dict[str, Any]:
+    """Return scores as JSON has them: whole numbers of samples, null for an AUC that is not defined."""
+    values = {name: None if math.isnan(scores[name]) else scores[name] for name in METRICS}
+    return {**values, "samples": int(scores["samples"])}
+
+
+def write_run(
+    folder: RunFolder,
+    config: RunConfig,
+    data: FederatedData,
+    clients: Sequence[ClientRecord],
+    seconds: Mapping[str, float],
+    runner: str,
+) -> None:
+    """Write ``run.json``, which says that the run is finished."""
+    info = data.source.info
+    counts = data.partition.counts(data.source.labels("train"), info.num_classes)
+    compute = Compute.of(config.runtime)
+    content = {
+        "id": folder.path.name,
+        "finished": True,
+        "runner": runner,
+        "versions": versions(),
+        "hardware": {
+            "device": device_name(compute),
+            "cpu": cpu_name(),
+            "threads": server_threads(config.runtime),
+            "precision": compute.precision,
+        },
+        "seconds": dict(seconds),
+        "dataset": {
+            "name": info.name,
+            "class_names": list(info.class_names),
+            "channels": info.channels,
+            "licence": info.licence,
+            "source": info.source,
+        },
+        "clients": [client_entry(one, counts[one.client].tolist()) for one in clients],
+    }
+    folder.write_json("run.json", content)
+
+
+def client_entry(record: ClientRecord, class_counts: list[int]) -> dict[str, Any]:
+    """Return one client as ``run.json`` lists it."""
+    entry = asdict(record)
+    del entry["scores"]
+    accuracy = entry.pop("validation_accuracy")
+    entry["local_validation_accuracy"] = None if accuracy is None or math.isnan(accuracy) else accuracy
+    return {**entry, "status": "failed" if record.reason else "ok", "class_counts": class_counts}
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions that a result may depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def device_name(compute: Compute) -> str:
+    """Return the accelerator's product name, or ``cpu``."""
+    if compute.device.type == "cuda":
+        return torch.cuda.get_device_name(compute.device)
+    return compute.device.type
+
+
+def cpu_name() -> str:
+    """Return the processor's product name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # a pseudo-file of Linux
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,189 @@
+"""The server's part of a run: takes uploads, runs the method, scores, writes the run folder.
+
+It knows nothing of how messages travel. Flower's strategy and the in-process runner both drive it:
+``accept`` or ``refuse`` each client, ``run_method``, ship ``cluster_model``, ``record`` what comes back,
+``finish``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fedbicross_flwr.artifacts import save_model
+from fedbicross_flwr.compute import Compute, cpu_threads, server_threads
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.data.partition import Partition
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.federated_data import FederatedData, deal, open_data
+from fedbicross_flwr.methods import METHODS, ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.models import ModelSpec, StateDict
+from fedbicross_flwr.progress import EventLog
+from fedbicross_flwr.report import write_report
+from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metrics, write_run
+from fedbicross_flwr.server_rows import server_scores
+from fedbicross_flwr.site_store import RowScores
+from fedbicross_flwr.uploads import check_upload
+
+
+@dataclass
+class Server:
+    """One run, from its first upload to its report.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The resolved configuration.
+    folder : RunFolder
+        Where everything is written.
+    data : FederatedData
+        The data set with its partition; the server reads test images only.
+    runner : str
+        ``"flower"`` or ``"in-process"``, for the record.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    data: FederatedData
+    runner: str
+    clients: dict[int, ClientRecord] = field(default_factory=dict)
+    uploads: dict[int, ClientUpload] = field(default_factory=dict)
+    outcome: ServerOutcome | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def open(cls, config: RunConfig, path: Path, runner: str) -> Server:
+        """Open the data, deal it, and open or continue the run folder; uploads kept there are taken up.
+
+        Raises
+        ------
+        FedBiCrossError
+            When the data or the folder cannot be used.
+        """
+        source = open_data(config)
+        folder = RunFolder.open(path, config, source.fingerprint())
+        kept = path / "partition.json"
+        if kept.exists():
+            partition = Partition.load(kept)
+        else:
+            partition = deal(source, config)
+            partition.save(kept)
+        server = cls(config, folder, FederatedData(source, partition), runner)
+        for client in range(partition.num_clients):
+            if (upload := folder.load_upload(client)) is not None:
+                server.take(*upload)
+        return server
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Return the network of this federation."""
+        info = self.data.source.info
+        return ModelSpec.of(self.config, info.num_classes, info.channels)
+
+    @property
+    def compute(self) -> Compute:
+        """Return the server's device and arithmetic."""
+        return Compute.of(self.config.runtime)
+
+    @property
+    def progress(self) -> EventLog:
+        """Return where progress is noted."""
+        return EventLog(self.folder.path / "progress.jsonl")
+
+    def take(self, upload: ClientUpload, said: Mapping[str, float]) -> None:
+        """Take an upload into the run."""
+        self.uploads[upload.client] = upload
+        self.clients[upload.client] = ClientRecord(
+            upload.client, upload.num_samples, said.get("validation_accuracy"), payload_bytes(upload.state)
+        )
+
+    def accept(self, client: int, num_samples: int, state: StateDict, said: Mapping[str, float]) -> None:
+        """Check an upload, keep it, and take it into the run; a bad one is refused with the reason."""
+        try:
+            check_upload(client, state, num_samples, self.spec)
+        except FedBiCrossError as error:
+            self.refuse(client, str(error))
+            return
+        upload = ClientUpload(client, num_samples, state)
+        self.folder.save_upload(upload, self.spec, self.data.source.info.class_names, said)
+        self.take(upload, said)
+
+    def refuse(self, client: int, reason: str) -> None:
+        """Go on without a client and say why."""
+        record = self.clients.setdefault(client, ClientRecord(client))
+        record.reason = reason
+        self.uploads.pop(client, None)
+        self.progress.note(f"client {client} is left out: {reason}")
+
+    def run_method(self) -> ServerOutcome:
+        """Run FedBiCross over all uploads, in the order of the clients' numbers.
+
+        Raises
+        ------
+        FedBiCrossError
+            When no client sent a usable upload, or fewer than there are to be clusters.
+        """
+        if not self.uploads:
+            reasons = "; ".join(sorted({record.reason for record in self.clients.values()}))
+            raise FedBiCrossError(f"no client sent a usable model: {reasons or 'no client answered'}")
+        uploads = [self.uploads[client] for client in sorted(self.uploads)]
+        task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
+        with cpu_threads(server_threads(self.config.runtime)):
+            self.outcome = METHODS["fedbicross"](uploads, task)
+        names = self.data.source.info.class_names
+        for index, state in enumerate(self.outcome.models):
+            save_model(self.folder.path / "models" / f"cluster-{index}.safetensors", self.spec, state, names)
+        write_findings(self.folder, sorted(self.uploads), self.outcome.findings)
+        return self.outcome
+
+    def cluster_model(self, client: int) -> StateDict:
+        """Return the one model that a client is sent in round 2."""
+        assert self.outcome is not None
+        state = self.outcome.models[self.outcome.assignment[client]]
+        self.clients[client].bytes_received = payload_bytes(state)
+        return state
+
+    def record(self, client: int, scores: RowScores) -> None:
+        """Take the scores that a client measured in round 2."""
+        self.clients[client].scores = scores
+
+    def finish(self, rounds: Mapping[str, float]) -> Path:
+        """Score what only the server can, write metrics and report; return the report's path.
+
+        Parameters
+        ----------
+        rounds : mapping of str to float
+            Seconds of the two rounds with clients.
+
+        Raises
+        ------
+        FedBiCrossError
+            When no client finished round 2.
+        """
+        done = [record for record in self.clients.values() if record.scores]
+        if not done:
+            reasons = "; ".join(sorted({record.reason for record in self.clients.values()}))
+            raise FedBiCrossError(f"no client finished its personal model: {reasons}")
+        start = time.perf_counter()
+        uploads = [self.uploads[client] for client in sorted(self.uploads)]
+        task = ServerTask(self.spec, self.config, self.compute, self.progress)
+        with cpu_threads(server_threads(self.config.runtime)), torch.inference_mode():
+            server_scores(uploads, done, self.data, task)
+        seconds = {**self.folder.seconds, **rounds, "evaluation": time.perf_counter() - start}
+        seconds["total"] = time.perf_counter() - self.started
+        write_metrics(self.folder, done, payload_bytes(uploads[0].state), len(uploads))
+        records = [self.clients[client] for client in sorted(self.clients)]
+        write_run(self.folder, self.config, self.data, records, seconds, self.runner)
+        report = write_report(self.folder.path)
+        self.folder.drop_stages()
+        return report
+
+
+def payload_bytes(state: StateDict) -> int:
+    """Return the bytes of a model's arrays, which is what travels but for a few words around them."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

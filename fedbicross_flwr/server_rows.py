@@ -1,0 +1,50 @@
+"""Rows of the results that the server scores: models that no client holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
+from fedbicross_flwr.evaluation import Probabilities, score
+from fedbicross_flwr.federated_data import FederatedData
+from fedbicross_flwr.methods import ClientUpload, ServerTask, fedavg
+from fedbicross_flwr.run_record import ClientRecord
+from fedbicross_flwr.training import predict_logits
+
+
+def server_scores(
+    uploads: Sequence[ClientUpload], clients: Sequence[ClientRecord], data: FederatedData, task: ServerTask
+) -> None:
+    """Add the rows FedAvg-1 and the ensemble of all uploads to the clients' records.
+
+    Both answer the whole test split once; a client's ``local`` score reads its part of the answers.
+    """
+    labels = data.source.labels("test")
+    tests = data.read("test", np.arange(len(labels))).to(task.compute)
+    average = task.load(fedavg(uploads, task).models[0])
+    ensemble = Ensemble([task.load(upload.state) for upload in uploads], "logits")
+    answers = {
+        "fedavg": predict_logits(average, tests.images, task.compute),
+        "ensemble": ensemble_scores(ensemble, tests.images, task.compute),
+    }
+    for row, logits in answers.items():
+        add_row(row, labels, logits.softmax(1).double().cpu().numpy(), clients, data)
+
+
+def add_row(
+    row: str,
+    labels: NDArray[np.int64],
+    probabilities: Probabilities,
+    clients: Sequence[ClientRecord],
+    data: FederatedData,
+) -> None:
+    """Score one set of answers for every client, under both protocols."""
+    everywhere = score(labels, probabilities)
+    for client in clients:
+        own = data.partition.test[client.client]
+        client.scores[row] = {"global": everywhere}
+        if len(own):
+            client.scores[row]["local"] = score(labels[own], probabilities[own])

@@ -1,0 +1,74 @@
+"""What a client keeps in its own directory: f_i, its personal model, and their scores.
+
+A process may end between the rounds, so nothing is kept in memory. A file is used again only when the key
+it was written with fits: settings, data and, for the personal model, the cluster model it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbicross_flwr.artifacts import read_tensors, save_model
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.evaluation import Scores
+from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.models import ModelSpec, StateDict
+from fedbicross_flwr.training import LocalModel
+
+RowScores = dict[str, dict[str, Scores]]
+"""Row key -> protocol -> metrics."""
+
+
+@dataclass(frozen=True)
+class SiteStore:
+    """One client's directory.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when something is written.
+    class_names : tuple of str
+        Written into the model files.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+
+    def save_local(self, model: LocalModel, spec: ModelSpec, key: str) -> None:
+        """Keep f_i."""
+        facts = {
+            "key": key,
+            "chosen_epoch": str(model.chosen_epoch),
+            "validation_accuracy": json.dumps(list(model.validation_accuracy)),
+        }
+        save_model(self.folder / "local.safetensors", spec, model.state, self.class_names, **facts)
+
+    def local(self, key: str) -> LocalModel | None:
+        """Return f_i if it was trained under this key; a damaged file counts as none."""
+        try:
+            state, facts = read_tensors(self.folder / "local.safetensors")
+        except FedBiCrossError:
+            return None
+        if facts.get("key") != key:
+            return None
+        accuracies = tuple(json.loads(facts["validation_accuracy"]))
+        return LocalModel(state, int(facts["chosen_epoch"]), accuracies)
+
+    def save_personal(self, state: StateDict, spec: ModelSpec, scores: RowScores, key: str) -> None:
+        """Keep the personal model, then the scores: with them, round 2 is done."""
+        save_model(self.folder / "personal.safetensors", spec, state, self.class_names, key=key)
+        content = json.dumps({"key": key, "scores": scores}, indent=1)
+        write_bytes(self.folder / "scores.json", content.encode())
+
+    def personal_scores(self, key: str) -> RowScores | None:
+        """Return the scores of round 2 if it was done under this key."""
+        try:
+            content = json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if content["key"] != key or not (self.folder / "personal.safetensors").exists():
+            return None
+        scores: RowScores = content["scores"]
+        return scores

@@ -1,0 +1,54 @@
+"""What a server demands of an upload before it touches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.models import ModelSpec, build_model
+
+
+def check_upload(client: int, state: Mapping[str, Tensor], num_samples: int, spec: ModelSpec) -> None:
+    """Hold an upload against the network that the federation agreed on.
+
+    Raises
+    ------
+    FedBiCrossError
+        When names, shapes or types differ, a value is not finite, a variance is negative, or the sample
+        count is not positive. The message says which.
+    """
+    with torch.device("meta"):
+        expected = build_model(spec, seed=0).state_dict()
+    problem = (
+        names_problem(state, expected)
+        or next(filter(None, (tensor_problem(name, state[name], expected[name]) for name in expected)), "")
+        or ("" if num_samples > 0 else f"it says it was trained on {num_samples} images")
+    )
+    if problem:
+        raise FedBiCrossError(f"upload of client {client} is refused: {problem}")
+
+
+def names_problem(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return what is wrong with the names, or nothing."""
+    missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing:
+        return f"{len(missing)} tensor(s) are missing, such as {min(missing)}"
+    if extra:
+        return f"{len(extra)} tensor(s) are unknown, such as {min(extra)}"
+    return ""
+
+
+def tensor_problem(name: str, tensor: Tensor, expected: Tensor) -> str:
+    """Return what is wrong with one tensor, or nothing."""
+    if tensor.shape != expected.shape:
+        return f"{name} has shape {tuple(tensor.shape)} instead of {tuple(expected.shape)}"
+    if tensor.dtype != expected.dtype:
+        return f"{name} has type {tensor.dtype} instead of {expected.dtype}"
+    if not torch.isfinite(tensor).all():
+        return f"{name} holds values that are not finite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return f"{name} holds negative variances"
+    return ""

@@ -1,0 +1,278 @@
+"""Stage 2: the exact outer gradient, its invariances, running statistics, splits and replay (Eqs. 4-8)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import CPU, DOUBLE, SmoothNet, generator, noise, smooth_net, tiny_resnet
+from torch import Tensor, nn
+
+from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms, running
+from fedbicross_flwr.config import CrossClusterConfig, split_sizes
+from fedbicross_flwr.cross_cluster import (
+    Source,
+    Target,
+    flat,
+    optimise,
+    replay_schedule,
+    replayed_steps,
+    split_indices,
+)
+
+T, CLASSES, BATCH = 4, 3, 10
+
+
+def sources(count: int, dtype: torch.dtype = torch.float64) -> list[Source]:
+    """Sources which differ in brightness, contrast and what their teachers say."""
+    labels = torch.arange(BATCH) % CLASSES
+    made = []
+    for j in range(count):
+        scores = [
+            {t: 3.0 * noise(BATCH, CLASSES, seed=100 * j + t + offset).to(dtype) for t in range(1, T + 1)}
+            for offset in (0, 50)
+        ]
+        images = {t: (0.5 + j) * noise(BATCH, 1, 28, 28, seed=1000 * (j + 1) + t) + 0.4 * j for t in range(1, T + 1)}
+        made.append(Source(images, *scores, *split_indices(labels, 0.7)))
+    return made
+
+
+def target(start: list[float], cluster: int = 0, double: bool = True, **config: Any) -> Target:
+    options = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0, "weight_gradient": "none", "temperature": 2.0}
+    model = smooth_net(5).double() if double else tiny_resnet(5)
+    dtype, compute = (torch.float64, DOUBLE) if double else (torch.float32, CPU)
+    return Target(cluster, model, torch.tensor(start, dtype=dtype), CrossClusterConfig(**options | config), compute)
+
+
+def kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) from the definition."""
+    p, q = torch.softmax(teacher, 1), torch.softmax(student, 1)
+    return (p * (p / q).log()).sum(1).mean()
+
+
+def validation_loss(model: nn.Module, own: Source, t: int, tau: float = 2.0) -> float:
+    """Eq. 5 on the validation images, by batch statistics, written out."""
+    share = 1 - t / T
+    rows = own.validation
+    with torch.no_grad():
+        student = model.train()(own.iterates[t][rows].double()) / tau
+        adapted, plain = own.adapted[t][rows] / tau, own.teacher[t][rows] / tau
+        return float(tau**2 * (share * kl(adapted, student) + (1 - share) * kl(plain, student)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9}, {"weight_decay": 0.05}, {"momentum": 0.8, "weight_decay": 0.02}],
+    ids=["sgd", "momentum", "decay", "both"],
+)
+def test_outer_gradient_equals_finite_differences_through_the_real_step(options: dict[str, float]) -> None:
+    made, t, rate, step = sources(3), 2, 1e-2, 1e-3
+    subject = target([0.5, 0.3, 0.2], cluster=1, weight_lr=rate, **options)
+    for warm_up in (1, 3):  # so that the momentum buffers hold something
+        subject.inner_step(made, warm_up, T)
+    expected = []
+    for j in range(3):
+        losses = []
+        for sign in (1, -1):
+            probe = copy.deepcopy(subject)
+            probe.weights[j] += sign * step
+            probe.inner_step(made, t, T)
+            losses.append(validation_loss(probe.model, made[1], t))
+        expected.append((losses[0] - losses[1]) / (2 * step))
+    # Inside the simplex the projection only takes the mean away, so the step shows the gradient.
+    before = subject.weights.clone()
+    subject.step(made, t, T, subject.config.lr)
+    moved = ((before - subject.weights) / rate).numpy()
+    assert np.ptp(expected) > 1e-3, "the sources must differ for this test to see anything"
+    np.testing.assert_allclose(moved, np.subtract(expected, np.mean(expected)), rtol=1e-6)
+
+
+def test_outer_gradient_itself_equals_finite_differences_at_another_rate() -> None:
+    # `step` sets eta_G; the gradient must use that one and not the configured one.
+    made, t, step = sources(2), 1, 1e-3
+    subject = target([0.6, 0.4], weight_lr=1e-2)
+    expected = []
+    for j in range(2):
+        losses = []
+        for sign in (1, -1):
+            probe = copy.deepcopy(subject)
+            probe.weights[j] += sign * step
+            probe.optimiser.param_groups[0]["lr"] = 0.05
+            probe.inner_step(made, t, T)
+            losses.append(validation_loss(probe.model, made[0], t))
+        expected.append((losses[0] - losses[1]) / (2 * step))
+    subject.step(made, t, T, 0.05)
+    half = (expected[0] - expected[1]) / 2
+    np.testing.assert_allclose((0.6 - subject.weights[0].item()) / 1e-2, half, rtol=1e-6)
+
+
+@pytest.mark.parametrize("double", [True, False], ids=["float64", "resnet-float32"])
+def test_the_order_of_sources_changes_nothing(double: bool) -> None:
+    made = sources(3, torch.float64 if double else torch.float32)
+    order = [2, 0, 1]
+    weights = [0.5, 0.3, 0.2]
+    first = target(weights, cluster=0, double=double, momentum=0.9, weight_lr=0.1, lr=0.05)
+    second = target(
+        [weights[j] for j in order], cluster=1, double=double, momentum=0.9, weight_lr=0.1, lr=0.05
+    )
+    for t in (1, 2):
+        first.step(made, t, T, 0.05)
+        second.step([made[j] for j in order], t, T, 0.05)
+    tolerance = {"rtol": 1e-9, "atol": 1e-11} if double else {"rtol": 1e-3, "atol": 1e-5}
+    for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, **tolerance)
+    torch.testing.assert_close(second.weights, first.weights[order], **tolerance)
+    assert not torch.allclose(first.weights, torch.tensor(weights, dtype=first.weights.dtype), atol=1e-6)
+
+
+def test_fixed_weights_of_zero_cost_nothing_and_equal_a_dropped_source() -> None:
+    made = sources(3)
+    whole = target([0.6, 0.0, 0.4], weights="similarity")
+    without = target([0.6, 0.4], weights="similarity")
+    calls = [0]
+    whole.model.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    for t in (1, 2):
+        whole.step(made, t, T, 0.3)
+        without.step([made[0], made[2]], t, T, 0.3)
+    assert calls == [4], "two sources, two steps, no validation"
+    for one, other in zip(whole.model.state_dict().values(), without.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+    assert whole.weights.tolist() == [0.6, 0.0, 0.4]
+
+
+def test_learned_weights_of_zero_still_get_a_gradient() -> None:
+    gradients = target([1.0, 0.0]).inner_step(sources(2), 1, T)
+    assert gradients[1].norm() > 1e-3
+
+
+def test_one_cluster_is_plain_distillation() -> None:
+    made = sources(1)
+    subject = target([1.0], weight_lr=0.5)
+    reference = copy.deepcopy(subject.model)
+    calls = [0]
+    subject.model.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    subject.step(made, 2, T, 0.3)
+    assert calls == [1] and subject.weights.tolist() == [1.0]
+    optimiser = torch.optim.SGD(reference.parameters(), 0.3)
+    rows = made[0].train
+    student = reference(made[0].iterates[2][rows].double()) / 2
+    (2 * (kl(made[0].adapted[2][rows] / 2, student) + kl(made[0].teacher[2][rows] / 2, student))).backward()
+    optimiser.step()
+    for one, other in zip(subject.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_last_iterate_does_not_ask_the_noise_adapted_teacher() -> None:
+    made = sources(1)[0]
+    broken = Source(
+        made.iterates, made.teacher, {T: torch.full_like(made.adapted[T], torch.nan)}, made.train, made.validation
+    )
+    subject = target([1.0])
+    subject.step([broken], T, T, 0.1)
+    assert all(parameter.isfinite().all() for parameter in subject.model.parameters())
+
+
+def test_running_statistics_move_to_the_weighted_mean_of_the_sources() -> None:
+    made, weights = sources(3), [0.5, 0.3, 0.2]
+    subject = target(weights, lr=0.1)
+    before = [tuple(buffer.clone() for buffer in running(layer)) for layer in batch_norms(subject.model)]
+    statistics: list[list[tuple[Tensor, Tensor]]] = []
+    for source in made:
+        # Each source through a copy of the model before the step, in training mode.
+        probe, seen = copy.deepcopy(subject.model), []
+        for layer in batch_norms(probe):
+            layer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))  # type: ignore[misc]
+        probe.train()(source.iterates[2][source.train].double())
+        statistics.append([(x.mean((0, 2, 3)), x.var((0, 2, 3), correction=1)) for x in seen])
+    subject.inner_step(made, 2, T)
+    for index, layer in enumerate(batch_norms(subject.model)):
+        for part in (0, 1):
+            mixture = sum(w * s[index][part] for w, s in zip(weights, statistics, strict=True))
+            torch.testing.assert_close(running(layer)[part], 0.9 * before[index][part] + 0.1 * mixture)
+        assert layer.momentum == 0.1 and layer.training
+
+
+def test_validation_passes_leave_running_statistics_alone() -> None:
+    made = sources(2)
+    subject = target([0.5, 0.5])
+    gradients = subject.inner_step(made, 1, T)
+    buffers = [running(layer) for layer in batch_norms(subject.model)]
+    values = [[buffer.clone() for buffer in pair] for pair in buffers]
+    before = subject.weights.clone()
+    subject.outer_step(made[0], gradients, 1, T, 0.3)
+    assert not torch.equal(before, subject.weights)
+    for layer, pair, kept in zip(batch_norms(subject.model), buffers, values, strict=True):
+        for now, tensor, value in zip(running(layer), pair, kept, strict=True):
+            assert now is tensor and torch.equal(now, value)
+
+
+def test_statistics_are_given_back_after_an_error() -> None:
+    model = SmoothNet().train()
+    layers = batch_norms(model)
+    kept = [buffer.clone() for layer in layers for buffer in running(layer)]
+    with pytest.raises(ZeroDivisionError), SourceStatistics(layers).record(1.0):
+        model(noise(4, 1, 28, 28))
+        raise ZeroDivisionError
+    assert [layer.momentum for layer in layers] == [0.1, 0.1]
+    assert all(torch.equal(a, b) for a, b in zip(kept, (b for la in layers for b in running(la)), strict=True))
+
+
+def test_optimise_records_the_weights_and_follows_the_schedule() -> None:
+    made = sources(2)
+    targets = [target([0.5, 0.5], cluster=k, schedule="step", weight_gradient="l2") for k in (0, 1)]
+    rates: list[float] = []
+    steps: list[int] = []
+
+    def note(step: int) -> None:
+        rates.append(targets[1].optimiser.param_groups[0]["lr"])
+        steps.append(step)
+
+    history = optimise(targets, made, [4, 3, 1], T, done=3, total=8, after_step=note)
+    # Steps 3, 4 and 5 of 8 are .375, .5 and .625 of the whole.
+    assert steps == [4, 5, 6] and rates == pytest.approx([0.3, 0.03, 0.03])
+    assert history.shape == (3, 2, 2)
+    torch.testing.assert_close(history.sum(2), torch.ones(3, 2, dtype=history.dtype))
+    assert torch.equal(history[-1], torch.stack([one.weights for one in targets]))
+    assert not torch.equal(history[0], history[1]), "the entries must not be one live tensor"
+
+
+def test_flat_gradients_go_back_to_their_parameters() -> None:
+    subject = target([1.0])
+    vector = torch.arange(sum(p.numel() for p in subject.parameters), dtype=torch.float64)
+    subject.set_gradient(vector)
+    assert torch.equal(flat([p.grad for p in subject.parameters if p.grad is not None]), vector)
+
+
+@pytest.mark.parametrize(("size", "fraction"), [(96, 0.8), (256, 0.8), (10, 0.7), (4, 0.5), (37, 0.65)])
+def test_split_indices_are_disjoint_complete_and_balanced(size: int, fraction: float) -> None:
+    labels = torch.arange(size) % 5
+    train, validation = split_indices(labels, fraction)
+    assert sorted([*train.tolist(), *validation.tolist()]) == list(range(size))
+    assert (len(train), len(validation)) == split_sizes(size, fraction)
+    assert train.tolist() == sorted(train.tolist()) and validation.tolist() == sorted(validation.tolist())
+    shares = torch.bincount(labels[validation], minlength=5) - torch.bincount(labels, minlength=5) * (1 - fraction)
+    assert shares.abs().max() < 1.5
+
+
+def test_split_of_80_20_in_labels_by_hand() -> None:
+    # Ten images of each label: two of each are kept for validation, whatever their order.
+    labels = torch.tensor([0, 1, 2] * 10)[torch.randperm(30, generator=generator(3))]
+    _, validation = split_indices(labels, 0.8)
+    assert torch.bincount(labels[validation]).tolist() == [2, 2, 2]
+
+
+def test_replay_in_order_shuffled_sweeps_and_late_fraction() -> None:
+    plain = CrossClusterConfig(replay_fraction=1.0, replay_order="in_order", sweeps=1)
+    assert replay_schedule(5, plain, generator()) == [1, 2, 3, 4, 5]
+    late = CrossClusterConfig(replay_fraction=0.3, replay_order="in_order", sweeps=2)
+    assert replay_schedule(10, late, generator()) == [8, 9, 10, 8, 9, 10]
+    assert replayed_steps(3, CrossClusterConfig(replay_fraction=0.01)) == [3]
+    shuffled = CrossClusterConfig(replay_fraction=0.5, replay_order="shuffled", sweeps=3)
+    order = replay_schedule(40, shuffled, generator(1))
+    sweeps = [order[start : start + 20] for start in (0, 20, 40)]
+    assert len(order) == 60 and all(sorted(sweep) == list(range(21, 41)) for sweep in sweeps)
+    assert sweeps[0] != sweeps[1] != sweeps[2] and sweeps[0] != sorted(sweeps[0])
+    assert order == replay_schedule(40, shuffled, generator(1)) != replay_schedule(40, shuffled, generator(2))
