@@ -1,0 +1,1 @@
+"""Flower's ClientApp: a thin adapter around `fedbicross_flwr.client`."""

@@ -7,6 +7,7 @@ under Flower.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fedbicross_flwr.client import first_round, second_round
@@ -17,7 +18,7 @@ from fedbicross_flwr.site_store import SiteStore
 from fedbicross_flwr.training import ClientTask
 
 
-def run_in_process(config: RunConfig, folder: Path) -> Path:
+def run_in_process(config: RunConfig, folder: Path, after_client: Callable[[], None] = lambda: None) -> Path:
     """Run both rounds and the server's stages; return the path of the report.
 
     Parameters
@@ -26,6 +27,8 @@ def run_in_process(config: RunConfig, folder: Path) -> Path:
         The configuration; ``config.out`` is not read.
     folder : Path
         The run's folder. Called again with the same folder and configuration, an interrupted run goes on.
+    after_client : callable
+        Called after each client's work.
 
     Raises
     ------
@@ -37,11 +40,13 @@ def run_in_process(config: RunConfig, folder: Path) -> Path:
     for client in range(server.data.partition.num_clients):
         if client not in server.uploads:
             upload(server, client)
+            after_client()
     middle = time.perf_counter()
     outcome = server.run_method()
     shipped = time.perf_counter()
     for client in sorted(outcome.assignment):
         personal(server, client)
+        after_client()
     end = time.perf_counter()
     return server.finish({"upload round": middle - start, "personalisation round": end - shipped})
 

@@ -69,6 +69,10 @@ class EventLog:
         """Append a note."""
         self._append(Event(time.time(), "note", 1, 1, None, text))
 
+    def fail(self, text: str) -> None:
+        """Append why the run ended early."""
+        self._append(Event(time.time(), "error", 1, 1, None, text))
+
     def _append(self, event: Event) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event)) + "\n")

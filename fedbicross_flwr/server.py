@@ -117,7 +117,6 @@ class Server:
         """Go on without a client and say why."""
         record = self.clients.setdefault(client, ClientRecord(client))
         record.reason = reason
-        self.uploads.pop(client, None)
         self.progress.note(f"client {client} is left out: {reason}")
 
     def run_method(self) -> ServerOutcome:

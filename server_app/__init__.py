@@ -1,0 +1,1 @@
+"""Flower's ServerApp: a thin adapter around `fedbicross_flwr.server`."""

@@ -26,6 +26,8 @@ from fedbicross_flwr.report.table import (
 from fedbicross_flwr.report.units import human_bytes
 
 MARK = "*"
+WIDE = 100
+"""Columns that a terminal needs for the whole table."""
 LEGEND = (
     "Percent. ECE is the expected calibration error: lower is better. "
     "Sent and received: model bytes per client."
@@ -48,15 +50,20 @@ def title(row: TableRow | ResultRow) -> str:
 def render_terminal(table: ResultsTable, console: Console) -> None:
     """Print one table a protocol; the best of each column is starred, and coloured where that works.
 
-    It fits 100 columns; in a narrower console the names of the methods wrap.
+    It fits 100 columns; a narrower console gets fewer columns, and is told so.
     """
+    chosen = list(columns())
+    notes = list(table.notes)
+    if console.width < WIDE:
+        chosen = [(m, s) for m, s in chosen if s == MEAN or m.key == "accuracy"]
+        notes.append(f"A terminal of {WIDE} columns shows every metric's worst client; so does the report.")
     for protocol in table.protocols:
-        console.print(_rich_table(table, protocol))
-    for line in (f"{MARK} best of its column; a ceiling does not compete. {LEGEND}", *table.notes):
+        console.print(_rich_table(table, protocol, chosen))
+    for line in (f"{MARK} best of its column; a ceiling does not compete. {LEGEND}", *notes):
         console.print(Text(line, style="dim"))
 
 
-def _rich_table(table: ResultsTable, protocol: str) -> Table:
+def _rich_table(table: ResultsTable, protocol: str, chosen: Sequence[tuple[Metric, str]]) -> Table:
     grid = Table(
         title=PROTOCOL_TITLES[protocol],
         title_justify="left",
@@ -66,16 +73,16 @@ def _rich_table(table: ResultsTable, protocol: str) -> Table:
         collapse_padding=True,
     )
     grid.add_column("\nMethod", min_width=16, overflow="fold")
-    for metric, statistic in columns():
+    for metric, statistic in chosen:
         heading = f"{metric.title}\nmean" if statistic == MEAN else "\nworst"
         grid.add_column(heading.replace("Balanced acc.", "Balanced"), justify="right", no_wrap=True)
     grid.add_column("\nsent", justify="right", no_wrap=True)
     grid.add_column("\nreceived", justify="right", no_wrap=True)
-    best = {column: table.best(protocol, *column) for column in columns()}
+    best = {column: table.best(protocol, *column) for column in chosen}
     for row in table.rows:
         style = KIND_STYLES.get(row.kind, "")
         cells = [Text(title(row), style=style)]
-        for column in columns():
+        for column in chosen:
             marked = row.name in best[column]
             # The blank keeps the figures of starred and unstarred cells in line.
             text = shown(row, protocol, *column) + (MARK if marked else " ")

@@ -15,13 +15,13 @@ from fedbicross_flwr.batch_norm import StatisticsModel, batch_norms, plain_stati
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import answer
 
-RESNET = tiny_spec(width=8)
+RESNET = tiny_spec(width=4)
 
 
 def objective(outcome: tuple[Tensor, Tensor]) -> Tensor:
     """A loss that needs both the logits' and the statistics' gradient."""
     logits, loss = outcome
-    return F.cross_entropy(logits.float(), torch.arange(len(logits)) % logits.shape[1]) + 0.7 * loss
+    return F.cross_entropy(logits.to(loss.dtype), torch.arange(len(logits)) % logits.shape[1]) + 0.7 * loss
 
 
 def gradient(run: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +39,7 @@ def test_fused_equals_plain_in_value_and_gradient(make: Any, layout: torch.memor
     fast = gradient(StatisticsModel(model), images)
     plain = gradient(lambda x: plain_statistics_loss(model, x), images)
     for one, other in zip(fast, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=5e-6)
     assert fast[1] > 0.1 and fast[2].norm() > 1e-3
 
 
@@ -76,11 +76,8 @@ def test_gradient_of_a_whole_network_equals_finite_differences(monkeypatch: pyte
     for seed in range(3):
         direction = noise(4, 1, 28, 28, seed=90 + seed).double()
         with torch.no_grad():
-            # The logits' part is cast to float32 for the loss, so only R_BN is differenced sharply.
-            change = [float(model(images + step * direction)[1]) for step in (1e-5, -1e-5)]
-        (only,) = torch.autograd.grad(model(images)[1], images)
-        assert float((only * direction).sum()) == pytest.approx((change[0] - change[1]) / 2e-5, rel=1e-6)
-    assert not torch.allclose(only, slope)
+            up, down = (float(objective(model(images + step * direction))) for step in (1e-5, -1e-5))
+        assert float((slope * direction).sum()) == pytest.approx((up - down) / 2e-5, rel=1e-6)
 
 
 def test_the_loss_by_hand() -> None:
@@ -100,7 +97,7 @@ def test_matching_statistics_give_zero_and_a_finite_gradient() -> None:
     x = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).requires_grad_(True)
     logits, loss = StatisticsModel(nn.Sequential(layer).eval())(x)
     (logits.sum() + loss).backward()
-    assert float(loss) == 0.0 and x.grad is not None and x.grad.isfinite().all()
+    assert loss.item() == 0.0 and x.grad is not None and x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

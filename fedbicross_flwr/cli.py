@@ -1,0 +1,83 @@
+"""The ``fedbicross`` command.
+
+A mistake of the user ends in one line behind ``error:`` and exit status 2; a run that fails, in status 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.settings import Scalar, parse_override, read_toml
+
+app = typer.Typer(
+    help="One-shot personalised federated learning for medical images, on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def commands() -> None:
+    """Keep `simulate` a named command while it is one of few."""
+
+
+@app.command()
+def simulate(
+    config: Annotated[Path | None, typer.Option(help="Run configuration (TOML).", metavar="FILE")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="One setting, such as partition.alpha=0.1; may be repeated.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="phantom, a MedMNIST name, an .npz file, or a folder of images.")
+    ] = "",
+    data_root: Annotated[str, typer.Option(help="Where MedMNIST files are looked for and kept.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; one that was interrupted goes on. [runs/<time>]")
+    ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Without Flower and Ray, client after client.")
+    ] = False,
+) -> None:
+    """Run FedBiCross end to end in a simulated federation, and write its report."""
+    # Imported here, as PyTorch takes seconds to load and `--help` should not.
+    from fedbicross_flwr.simulate import simulate_run
+
+    flat: dict[str, Scalar] = read_toml(config) if config else {}
+    flat.update(parse_override(text) for text in settings or [])
+    flat.update(data_settings(data, data_root))
+    simulate_run(RunConfig.from_flat(flat), out, in_process, Console())
+
+
+def data_settings(data: str, root: str) -> dict[str, Scalar]:
+    """Return the settings that ``--data`` and ``--data-root`` stand for."""
+    chosen: dict[str, Scalar] = {"data.root": str(Path(root).expanduser().resolve())} if root else {}
+    if not data:
+        return chosen
+    path = Path(data).expanduser()
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return {**chosen, "data.name": "site", "data.path": str(path.resolve())}
+    return {**chosen, "data.name": data, "data.path": ""}
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line."""
+    try:
+        app()
+    except FedBiCrossError as error:
+        # Not through rich, which would wrap the line.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command with the same --out goes on", file=sys.stderr)
+        sys.exit(130)

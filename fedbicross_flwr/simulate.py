@@ -1,0 +1,96 @@
+"""What ``fedbicross simulate`` does: check everything first, run, show the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from fedbicross_flwr.config import DataConfig, RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.in_process import run_in_process
+from fedbicross_flwr.launch import find_app, fit_resources, simulate
+from fedbicross_flwr.progress_display import ProgressDisplay
+from fedbicross_flwr.report import load_run, render_terminal, results_table
+from fedbicross_flwr.run_folder import free_run_id
+from fedbicross_flwr.server import Server
+
+
+def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console: Console) -> None:
+    """Run one configuration to its report, under Flower or in this process.
+
+    Data, partition and folder are checked here, before Flower starts, so that a mistake costs seconds.
+
+    Raises
+    ------
+    FedBiCrossError
+        When something cannot be used, or the run fails for a reason that the user can mend.
+    SystemExit
+        With status 1 when the run fails for another reason.
+    """
+    chosen = out or (Path(config.out) if config.out else None)
+    folder = (chosen or Path("runs") / free_run_id(Path("runs"))).expanduser().resolve()
+    config = dataclasses.replace(config, out=str(folder), data=absolute_paths(config))
+    server = Server.open(config, folder, "flower")
+    if server.folder.finished:
+        console.print(f"{folder} is finished; nothing was run", markup=False)
+    else:
+        describe(server, console)
+        clients = server.data.partition.num_clients
+        with ProgressDisplay(folder / "progress.jsonl", clients, console) as display:
+            run_it(config, folder, in_process, display)
+    console.print(f"\n[bold]{folder.name}[/bold]")
+    render_terminal(results_table(load_run(folder)), console)
+    print(f"\nreport: {folder / 'report.html'}")
+
+
+def absolute_paths(config: RunConfig) -> DataConfig:
+    """Return the data section with absolute paths: Flower runs in a folder of its own."""
+    data = config.data
+    return dataclasses.replace(data, path=absolute(data.path), root=absolute(data.root))
+
+
+def absolute(path: str) -> str:
+    """Return the absolute path; none stays none."""
+    return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def describe(server: Server, console: Console) -> None:
+    """Say what is about to run."""
+    info, config = server.data.source.info, server.config
+    sizes = sorted(len(rows) for rows in server.data.partition.train)
+    console.print(
+        f"{info.name}: {info.num_classes} classes, {len(sizes)} clients with {sizes[0]} to {sizes[-1]} "
+        f"training images (alpha = {config.partition.alpha:g}), seed {config.seed}\n"
+        f"run folder: {server.folder.path}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if server.uploads:
+        console.print(f"{len(server.uploads)} upload(s) of an interrupted run are at hand", markup=False)
+
+
+def run_it(config: RunConfig, folder: Path, in_process: bool, display: ProgressDisplay) -> None:
+    """Run under Flower, or here."""
+    if in_process:
+        run_in_process(config, folder, display.poll)
+        return
+    log = folder / "flower.log"
+    with log.open("a", encoding="utf-8") as file:
+        status = simulate(
+            find_app(),
+            config.flat(),
+            fit_resources(config.partition.clients),
+            on_line=lambda line: print(line, file=file, flush=True),
+            poll=display.poll,
+        )
+    display.poll()
+    if status.status == "completed":
+        return
+    if display.error:
+        raise FedBiCrossError(display.error)
+    print(f"error: the run {status.status}: {status.details}; Flower's log is {log}", file=sys.stderr)
+    sys.exit(1)

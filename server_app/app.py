@@ -1,0 +1,46 @@
+"""The ServerApp: opens the run's folder, drives the two rounds, writes the report."""
+
+from __future__ import annotations
+
+from logging import ERROR, INFO
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.run_folder import free_run_id
+from fedbicross_flwr.server import Server
+from server_app.strategy import OneShot
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run FedBiCross once."""
+    try:
+        config = RunConfig.from_flat(context.run_config)
+        server = Server.open(config, run_path(config), "flower")
+    except FedBiCrossError as error:
+        log(ERROR, "error: %s", error)
+        raise
+    try:
+        strategy = OneShot(server)
+        strategy.start(grid, ArrayRecord(), num_rounds=2, timeout=config.runtime.reply_timeout)
+        report = server.finish(strategy.seconds)
+    except FedBiCrossError as error:
+        server.progress.fail(str(error))
+        log(ERROR, "error: %s", error)
+        raise
+    log(INFO, "report: %s", report)
+
+
+def run_path(config: RunConfig) -> Path:
+    """Return the run's folder: the configured one, or a new one under ``runs/`` where Flower runs."""
+    if config.out:
+        return Path(config.out).expanduser().resolve()
+    parent = Path("runs").resolve()
+    return parent / free_run_id(parent)

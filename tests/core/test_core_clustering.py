@@ -1,0 +1,201 @@
+"""Stage 1, clusters: canonical assignments, the choice of K, probes and signatures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tiny import CPU, noise, smooth_net
+from torch import nn
+
+from fedbicross_flwr.clustering import (
+    PROBES,
+    SIGNATURES,
+    Clustering,
+    centroids,
+    choose_clusters,
+    cluster_clients,
+    cosine,
+    draw_probes,
+    silhouette,
+    tidy,
+)
+from fedbicross_flwr.config import ClusteringConfig
+from fedbicross_flwr.errors import FedBiCrossError
+
+
+def biased(favourite: int, seed: int) -> nn.Module:
+    """A network that takes nearly everything for one class, and whose weights are near its group's."""
+    model = smooth_net(favourite)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.add_(0.01 * noise(*parameter.shape, seed=100 * seed + index))
+        model.get_parameter("fc.bias").zero_()[favourite] = 4.0
+        model.get_parameter("fc.weight")[favourite] *= 3.0
+    return model
+
+
+def federation() -> list[nn.Module]:
+    return [biased(favourite, seed) for seed, favourite in enumerate([1, 0, 1, 2, 0, 2])]
+
+
+EXPECTED = (0, 1, 0, 2, 1, 2)
+
+
+def grouped(clusters: int | str = 3, seed: int = 0, **options: Any) -> Clustering:
+    config = ClusteringConfig(clusters=clusters, **{"num_probes": 12} | options)
+    return cluster_clients(federation(), 1, config, seed, CPU)
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "expected"),
+    [
+        ([2, 2, 0, 1], 3, (0, 0, 1, 2)),
+        ([5, 5, 5, 5], 1, (0, 0, 0, 0)),
+        ([0, 0, 0, 0], 2, (0, 0, 0, 1)),  # K-means left one empty
+        ([1, 1, 1, 0], 4, (0, 1, 2, 3)),
+        ([1, 0, 1, 0, 0], 3, (0, 1, 0, 1, 2)),
+    ],
+)
+def test_tidy_by_hand(labels: list[int], count: int, expected: tuple[int, ...]) -> None:
+    assert tidy(np.asarray(labels, dtype=np.int64), count) == expected
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_tidy_is_canonical(data: st.DataObject) -> None:
+    labels = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=9))
+    count = data.draw(st.integers(len(set(labels)), len(labels)))
+    found = tidy(np.asarray(labels, dtype=np.int64), count)
+    first = [found.index(cluster) for cluster in range(count)]
+    assert set(found) == set(range(count)) and first == sorted(first)
+    assert tidy(np.asarray(found), count) == found
+    if count == len(set(labels)):
+        pairs = [(i, j) for i in range(len(labels)) for j in range(i)]
+        assert all((labels[i] == labels[j]) == (found[i] == found[j]) for i, j in pairs)
+
+
+@pytest.mark.parametrize("by", SIGNATURES)
+def test_every_signature_finds_obvious_groups(by: str) -> None:
+    found = grouped(by=by)
+    assert found.assignment == EXPECTED and found.clusters == 3
+    assert [found.members(k) for k in range(3)] == [[0, 2], [1, 4], [3, 5]]
+    assert found.silhouette is not None and found.silhouette > 0.5
+
+
+@pytest.mark.parametrize("by", ["outputs", "hierarchical"])
+def test_auto_finds_their_number(by: str) -> None:
+    assert grouped("auto", by=by).assignment == EXPECTED
+
+
+@pytest.mark.parametrize("probes", PROBES)
+@pytest.mark.parametrize("signature", ["probabilities", "logits"])
+def test_probes_and_signatures_work_together(probes: str, signature: str) -> None:
+    assert grouped(probes=probes, signature=signature).assignment == EXPECTED
+
+
+def test_what_a_clustering_reports() -> None:
+    found = grouped()
+    assert found.similarity.shape == (6, 6) and found.centroid_similarity.shape == (3, 3)
+    assert found.mean_prediction.shape == (6, 3)
+    np.testing.assert_allclose(found.mean_prediction.sum(1), 1.0, atol=1e-6)
+    assert found.mean_prediction.argmax(1).tolist() == [1, 0, 1, 2, 0, 2]
+    assert found.similarity[0, 2] > 0.9 > 0.5 > found.similarity[0, 1]
+
+
+def test_one_cluster_and_one_client_each() -> None:
+    assert grouped(1).assignment == (0,) * 6 and grouped(1).silhouette is None
+    assert grouped(6).assignment == (0, 1, 2, 3, 4, 5) and grouped(6).silhouette is None
+
+
+def test_more_clusters_than_clients_is_refused() -> None:
+    with pytest.raises(FedBiCrossError, match=r"clustering\.clusters = 7, but only 6 client"):
+        grouped(7)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_auto_with_hardly_any_client_is_one_cluster(count: int) -> None:
+    config = ClusteringConfig(clusters="auto", num_probes=4)
+    assert cluster_clients(federation()[:count], 1, config, 0, CPU).assignment == (0,) * count
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_equal_models_still_give_the_asked_number() -> None:
+    config = ClusteringConfig(clusters=3, num_probes=4)
+    found = cluster_clients([smooth_net(1) for _ in range(5)], 1, config, 0, CPU)
+    assert set(found.assignment) == {0, 1, 2}
+
+
+def test_auto_takes_the_best_silhouette_also_where_it_is_zero() -> None:
+    # On a line: two against three interleaved is worse than what 3 clusters give, a silhouette of exactly 0.
+    points = np.zeros((4, 1))
+    points[3] = 1.0
+    bad = {2: [0, 1, 0, 1], 3: [0, 0, 1, 2]}
+    assert silhouette(points, (0, 1, 0, 1)) == pytest.approx(-0.25)
+    assert silhouette(points, (0, 0, 1, 2)) == pytest.approx(0.0)
+    config = ClusteringConfig(clusters="auto")
+    assert choose_clusters(points, config, lambda count: np.asarray(bad[count])) == (0, 0, 1, 2)
+
+
+def test_silhouette_by_hand() -> None:
+    # Pairs at distance 1, the pairs 10 apart: a = 1, b = 10.5 or 9.5.
+    points = np.array([[0.0], [1.0], [10.0], [11.0]])
+    assert silhouette(points, (0, 0, 1, 1)) == pytest.approx((2 * (1 - 1 / 10.5) + 2 * (1 - 1 / 9.5)) / 4)
+
+
+def test_centroids_and_cosine_by_hand() -> None:
+    points = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+    np.testing.assert_allclose(centroids(points, (0, 0, 1)), [[2.0, 0.0], [0.0, 2.0]])
+    found = cosine(np.array([[1.0, 0.0], [3.0, 3.0], [-2.0, 0.0], [0.0, 0.0]]))
+    half = 0.5**0.5
+    expected = [[1, half, -1, 0], [half, 1, -half, 0], [-1, -half, 1, 0], [0, 0, 0, 1]]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_probes_are_seeded_and_scaled(name: str, channels: int) -> None:
+    config = ClusteringConfig(probes=name, num_probes=64)
+    probes = draw_probes(config, channels, 3)
+    assert probes.shape == (64, channels, 28, 28) and probes.dtype == torch.float32
+    assert torch.equal(probes, draw_probes(config, channels, 3))
+    assert not torch.equal(probes, draw_probes(config, channels, 4))
+    double = draw_probes(ClusteringConfig(probes=name, num_probes=64, probe_amplitude=2.0), channels, 3)
+    torch.testing.assert_close(double, 2 * probes)
+    assert abs(float(probes.mean())) < 0.3 and 0.5 < float(probes.std()) < 1.3
+
+
+def test_probe_kinds_differ_in_smoothness() -> None:
+    def step(name: str) -> float:
+        probes = draw_probes(ClusteringConfig(probes=name), 1, 0)
+        return float((probes[..., 1:] - probes[..., :-1]).square().mean())
+
+    assert step("gaussian") == pytest.approx(2.0, rel=0.05)
+    assert 0 < step("smooth") < 0.2 and step("colour") == 0
+
+
+def test_output_signatures_by_hand() -> None:
+    answers = torch.tensor([[[0.75, 0.25]], [[0.5, 0.5]]]).log()
+    probabilities = SIGNATURES["outputs"]([], answers, ClusteringConfig())
+    np.testing.assert_allclose(probabilities, [[0.75, 0.25], [0.5, 0.5]], rtol=1e-6)
+    logits: NDArray[np.float64] = SIGNATURES["outputs"]([], answers, ClusteringConfig(signature="logits"))
+    np.testing.assert_allclose(logits, np.log([[0.75, 0.25], [0.5, 0.5]]), rtol=1e-6)
+
+
+def test_classifier_signatures_by_hand() -> None:
+    model = smooth_net()
+    with torch.no_grad():
+        model.get_parameter("fc.bias").copy_(torch.tensor([1.0, 2.0, 6.0]))
+        model.get_parameter("fc.weight").zero_()[0, :2] = torch.tensor([3.0, 4.0])
+    answers = torch.zeros(1, 1, 3)
+    assert SIGNATURES["classifier_bias"]([model], answers, ClusteringConfig()).tolist() == [[-2.0, -1.0, 3.0]]
+    assert SIGNATURES["classifier_norms"]([model], answers, ClusteringConfig()).tolist() == [[5.0, 0.0, 0.0]]
+    vector = SIGNATURES["parameters"]([model], answers, ClusteringConfig())
+    assert vector.shape == (1, sum(parameter.numel() for parameter in model.parameters()))
+    assert float(np.sum(vector)) == pytest.approx(sum(float(p.detach().double().sum()) for p in model.parameters()))
