@@ -8,6 +8,9 @@ READY  := $(VENV)/.ready
 # Flower itself depends on uv, so the lock already says which one.
 UV     := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements.lock)
 
+# Waiting threads of OpenMP shall sleep, not spin: the cores are shared with Ray and with others.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format lock docs clean
 
@@ -27,7 +30,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 demo: $(READY) ## the whole method under `flwr run` on Ray: 5 clients, two rounds, a report
-	@$(BIN)/fedbicross simulate --config configs/demo.toml
+	@$(BIN)/fedbicross simulate
 
 test: $(READY) ## the whole test suite
 	@$(BIN)/python -m pytest

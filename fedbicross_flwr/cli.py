@@ -24,11 +24,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def commands() -> None:
-    """Keep `simulate` a named command while it is one of few."""
-
-
 @app.command()
 def simulate(
     config: Annotated[Path | None, typer.Option(help="Run configuration (TOML).", metavar="FILE")] = None,
@@ -59,6 +54,26 @@ def simulate(
     simulate_run(RunConfig.from_flat(flat), out, in_process, Console())
 
 
+@app.command()
+def summary(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run folders that differ in their seed alone.")],
+) -> None:
+    """Print mean and standard deviation over seeds, as a Markdown table."""
+    from fedbicross_flwr.report import load_run, seeds_table
+
+    print(seeds_table([load_run(run) for run in runs]).markdown())
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) -> None:
+    """Write figures and report.html of a run anew, and print its table."""
+    from fedbicross_flwr.report import load_run, render_terminal, results_table, write_report
+
+    page = write_report(run)
+    render_terminal(results_table(load_run(run)), Console())
+    print(f"\nreport: {page}")
+
+
 def data_settings(data: str, root: str) -> dict[str, Scalar]:
     """Return the settings that ``--data`` and ``--data-root`` stand for."""
     chosen: dict[str, Scalar] = {"data.root": str(Path(root).expanduser().resolve())} if root else {}
@@ -78,6 +93,9 @@ def main() -> None:
         # Not through rich, which would wrap the line.
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer turns an interruption inside a command into a silent exit with status 130.
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         print("interrupted; the same command with the same --out goes on", file=sys.stderr)
         sys.exit(130)

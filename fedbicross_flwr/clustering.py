@@ -67,10 +67,11 @@ def gaussian_probes(shape: tuple[int, ...], generator: torch.Generator) -> Tenso
 
 
 def smooth_probes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw N(0, 1) noise of a quarter of the resolution, enlarged: blobs instead of grains."""
+    """Draw noise of a quarter of the resolution, enlarged to blobs, with standard deviation 1."""
     count, channels, height, width = shape
     coarse = torch.randn((count, channels, max(height // 4, 1), max(width // 4, 1)), generator=generator)
-    return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    blobs = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    return blobs / blobs.std()
 
 
 def colour_probes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -200,8 +201,8 @@ def choose_clusters(
         return (0,) * clients
     candidates = [tidy(group(count), count) for count in range(2, clients)]
     scores = [silhouette(signatures, assignment) for assignment in candidates]
-    best = max(range(len(candidates)), key=lambda index: (scores[index] or -1.0, -index))
-    return candidates[best]
+    ranks = [-1.0 if score is None else score for score in scores]
+    return candidates[ranks.index(max(ranks))]
 
 
 def tidy(labels: NDArray[np.int64], count: int) -> tuple[int, ...]:

@@ -39,7 +39,11 @@ class PartitionConfig:
 
     clients: int = setting(5, "clients N", low=1, source="IV-A: 5, 10, 20")
     alpha: float = setting(
-        0.3, "Dirichlet concentration; smaller is more skewed, `inf` deals evenly", above=0.0, source="IV-A"
+        0.3,
+        "Dirichlet concentration; smaller is more skewed, `inf` deals evenly",
+        above=0.0,
+        infinite=True,
+        source="IV-A",
     )
     balance: bool = setting(
         True, "a client that already holds 1/N of all images takes no more", source="FedISCA"
@@ -77,7 +81,7 @@ class ClientConfig:
         choices=("step", "cosine", "constant"),
         source="FedISCA: step",
     )
-    batch_size: int = setting(64, "images a step", low=1, source="IV-A: 128")
+    batch_size: int = setting(64, "images a step", low=2, source="IV-A: 128")
     augment: bool = setting(False, "random crops (padding 4) and horizontal flips")
     validation_fraction: float = setting(
         0.1,

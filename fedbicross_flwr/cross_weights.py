@@ -15,6 +15,8 @@ def project_onto_simplex(vector: Tensor) -> Tensor:
 
     The sort-based algorithm of Duchi et al. (2008); shape (K,).
     """
+    # A constant added to all entries does not move the projection; without it float32 loses large ones.
+    vector = vector - vector.max()
     ordered = vector.sort(descending=True).values
     excess = (ordered.cumsum(0) - 1.0) / torch.arange(1, len(vector) + 1, device=vector.device)
     support = int((ordered > excess).sum())

@@ -87,7 +87,9 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(models).eval().requires_grad_(False)
         self.aggregation = aggregation
         norms = torch.stack([classifier_norms(model) for model in models])
-        self.register_buffer("class_weights", norms / norms.sum(0, keepdim=True).clamp_min(1e-12))
+        # A floor, since the logarithm of a weight is taken: no row of any member may have length zero.
+        norms = norms.clamp_min(1e-12)
+        self.register_buffer("class_weights", norms / norms.sum(0, keepdim=True))
 
     def train(self, mode: bool = True) -> Ensemble:
         """Stay in eval mode: a teacher is never trained."""

@@ -26,8 +26,7 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 class Statistics:
     """A second set of BatchNorm buffers for an ensemble, started at the originals.
 
-    Inside a ``with`` the ensemble uses them; with ``Statistics.in_training_mode`` its layers also normalise
-    by the batch, as PyTorch's BatchNorm does in training.
+    Inside a ``with`` the ensemble uses them.
     """
 
     def __init__(self, ensemble: Ensemble, momentum: float) -> None:

@@ -6,6 +6,7 @@ Nothing here prints. `EventLog` appends events to a file that other processes ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -91,5 +92,7 @@ def read_events(path: Path) -> Iterator[Event | None]:
         complete = block[: block.rfind(b"\n") + 1]
         position += len(complete)
         for line in complete.splitlines():
-            yield Event(**json.loads(line))
+            # A writer that was killed half-way may have spoilt a line: progress is worth no failed run.
+            with contextlib.suppress(ValueError, TypeError):
+                yield Event(**json.loads(line))
         yield None

@@ -22,6 +22,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
+from fedbicross_flwr.settings import Scalar
 
 IDENTITY = "identity.json"
 
@@ -36,10 +37,14 @@ class RunFolder:
         ``runs/<id>``.
     seconds : dict of str to float
         Time by kind of stage; stages that were done before count what they took then.
+    inputs : str
+        Identifies the uploads that stages work on: a client may come back after an interruption, and
+        stages that were finished without it are of no use then.
     """
 
     path: Path
     seconds: dict[str, float] = field(default_factory=dict)
+    inputs: str = ""
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
@@ -51,28 +56,20 @@ class RunFolder:
             When the folder cannot be written, belongs to another configuration or data set, or holds
             something else; nothing in it is touched then.
         """
-        make_writable(path)
-        identity = {
-            "fingerprint": config.fingerprint(),
-            "data": data_fingerprint,
-            "settings": config.shaping(),
-        }
-        if (path / IDENTITY).exists():
-            compare_identity(path, identity)
-        elif foreign := sorted(entry.name for entry in path.iterdir()):
-            raise FedBiCrossError(f"{path} holds {foreign[0]} but no run; choose an empty folder for --out")
+        check_folder(path, config, data_fingerprint)
         folder = cls(path)
-        folder.write_json(IDENTITY, identity)
+        folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
         write_bytes(path / "config.toml", to_toml(config).encode())
         return folder
 
     @property
     def finished(self) -> bool:
-        """Return whether the run was done to its end."""
+        """Return whether the run was done to its end, which is its report."""
         try:
-            return bool(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["finished"])
+            done = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["finished"]
         except (OSError, ValueError, KeyError):
             return False
+        return bool(done) and (self.path / "report.html").exists()
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of JSON."""
@@ -106,19 +103,44 @@ class RunFolder:
         path = self.path / "stages" / f"{name}.safetensors"
         try:
             tensors, facts = read_tensors(path)
+        except FedBiCrossError:
+            tensors, facts = {}, {}
+        if facts.get("inputs") == self.inputs:
             result = StageResult(tensors, json.loads(facts["facts"]))
             seconds = float(facts["seconds"])
-        except FedBiCrossError:
+        else:
             start = time.perf_counter()
             result = compute()
             seconds = time.perf_counter() - start
-            write_tensors(path, result.tensors, {"facts": json.dumps(result.facts), "seconds": str(seconds)})
+            said = {"facts": json.dumps(result.facts), "seconds": str(seconds), "inputs": self.inputs}
+            write_tensors(path, result.tensors, said)
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         return result
 
     def drop_stages(self) -> None:
         """Remove what was kept only to go on after an interruption."""
         shutil.rmtree(self.path / "stages", ignore_errors=True)
+
+
+def identity_of(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
+    """Return what a folder is known by: the settings that shape the result, and the data."""
+    settings = {key: json_value(value) for key, value in config.shaping().items()}
+    return {"fingerprint": config.fingerprint(), "data": data_fingerprint, "settings": settings}
+
+
+def check_folder(path: Path, config: RunConfig, data_fingerprint: str) -> None:
+    """Hold a folder against the run that is to use it; no file is written.
+
+    Raises
+    ------
+    FedBiCrossError
+        See `RunFolder.open`.
+    """
+    make_writable(path)
+    if (path / IDENTITY).exists():
+        compare_identity(path, identity_of(config, data_fingerprint))
+    elif foreign := sorted(entry.name for entry in path.iterdir()):
+        raise FedBiCrossError(f"{path} holds {foreign[0]} but no run; choose an empty folder for --out")
 
 
 def make_writable(path: Path) -> None:
@@ -149,6 +171,11 @@ def compare_identity(path: Path, identity: Mapping[str, Any]) -> None:
             )
     if not same_data:
         raise FedBiCrossError(f"{path} belongs to a run on other images; choose another folder with --out")
+
+
+def json_value(value: Scalar) -> Scalar:
+    """Return a setting as JSON has it: infinity, as in ``partition.alpha``, is no JSON number."""
+    return "inf" if value == float("inf") else value
 
 
 def to_toml(config: RunConfig) -> str:

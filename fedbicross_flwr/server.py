@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fedbicross_flwr.artifacts import save_model
+from fedbicross_flwr.artifacts import digest, save_model
 from fedbicross_flwr.compute import Compute, cpu_threads, server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
@@ -24,7 +24,7 @@ from fedbicross_flwr.methods import METHODS, ClientUpload, ServerOutcome, Server
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.run_folder import RunFolder, check_folder
 from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metrics, write_run
 from fedbicross_flwr.server_rows import server_scores
 from fedbicross_flwr.site_store import RowScores
@@ -66,12 +66,12 @@ class Server:
             When the data or the folder cannot be used.
         """
         source = open_data(config)
-        folder = RunFolder.open(path, config, source.fingerprint())
+        check_folder(path, config, source.fingerprint())
         kept = path / "partition.json"
-        if kept.exists():
-            partition = Partition.load(kept)
-        else:
-            partition = deal(source, config)
+        partition = Partition.load(kept) if kept.exists() else deal(source, config)
+        # Not before the data is dealt: a folder that failed there would refuse the corrected settings.
+        folder = RunFolder.open(path, config, source.fingerprint())
+        if not kept.exists():
             partition.save(kept)
         server = cls(config, folder, FederatedData(source, partition), runner)
         for client in range(partition.num_clients):
@@ -131,6 +131,9 @@ class Server:
             reasons = "; ".join(sorted({record.reason for record in self.clients.values()}))
             raise FedBiCrossError(f"no client sent a usable model: {reasons or 'no client answered'}")
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
+        self.folder.inputs = ",".join(
+            f"{upload.client}:{upload.num_samples}:{digest(upload.state)[:16]}" for upload in uploads
+        )
         task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
         with cpu_threads(server_threads(self.config.runtime)):
             self.outcome = METHODS["fedbicross"](uploads, task)

@@ -27,6 +27,7 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
+    infinite: bool = False,
     source: str = "",
     shapes_result: bool = True,
 ) -> Any:
@@ -42,6 +43,8 @@ def setting(
         The words a string setting may take.
     words : tuple of str
         Words that a number may take instead (``clusters = "auto"``).
+    infinite : bool, default False
+        Whether a number may be infinite.
     source : str
         Where the setting comes from: a section or equation of the paper, or a reference.
     shapes_result : bool, default True
@@ -56,6 +59,7 @@ def setting(
             "above": above,
             "choices": choices,
             "words": words,
+            "infinite": infinite,
             "source": source,
             "shapes_result": shapes_result,
         },
@@ -99,8 +103,8 @@ def check_value(key: str, value: Any, declared: dataclasses.Field[Any]) -> None:
                 f"{key} = {value!r} is not one of {', '.join(known)}{near_names(value, known)}"
             )
         return
-    if math.isnan(value):
-        raise FedBiCrossError(f"{key} is not a number")
+    if math.isnan(value) or (math.isinf(value) and not rules["infinite"]):
+        raise FedBiCrossError(f"{key} = {value} is not a finite number")
     if rules["low"] is not None and value < rules["low"]:
         raise FedBiCrossError(f"{key} = {value} is too small: it must be at least {rules['low']:g}")
     if rules["above"] is not None and value <= rules["above"]:

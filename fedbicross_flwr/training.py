@@ -117,10 +117,10 @@ def train_client(data: LabelledImages, task: ClientTask) -> LocalModel:
         When the client has too few images or classes to learn from.
     """
     config, compute = task.config, task.compute
-    check_trainable(data, config.client)
     start = None if config.client.initial_weights == "shared" else task.client
     model = compute.place(build_model(task.spec, derive_seed(config.seed, "initial-weights", start)))
     training, validation = data.to(compute).split(config.client.validation_fraction)
+    check_trainable(training, config.client)
     recipe = Recipe.of(config.client)
     labels = training.labels
     accuracies: list[float] = []
@@ -204,9 +204,9 @@ def fit(
             last = loss(compute.logits(model, compute.images(batch)), rows)
             last.backward()
             optimiser.step()
-        if not torch.isfinite(last):
+        if not torch.isfinite(last.detach()):
             raise FedBiCrossError(
-                f"training diverged in epoch {epoch + 1} (loss {float(last)}); "
+                f"training diverged in epoch {epoch + 1} (loss {float(last.detach())}); "
                 f"lower the learning rate {recipe.lr:g}"
             )
         after_epoch(epoch + 1)

@@ -72,6 +72,8 @@ def _environment(folder: Path, outer: Mapping[str, str]) -> dict[str, str]:
     }
     environment["NO_PROXY"] = environment["no_proxy"]
     environment.setdefault("HOME", str(folder))
+    # Threads of OpenMP that spin while they wait take the cores from whoever else is on the machine.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment.setdefault("RAY_DEDUP_LOGS", "0")
     environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:ray._private.worker")
     return environment

@@ -24,6 +24,7 @@ from fedbicross_flwr.cross_cluster import (
 )
 from fedbicross_flwr.cross_weights import initial_weights
 from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import LABELS, Synthesis, invert
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.methods.protocol import (
@@ -188,6 +189,7 @@ def replay(
             task.progress.advance("cross-cluster optimisation", step, total)
 
         history = optimise(targets, sources, order, iterations, round * len(order), total, after_step)
+        check_finite(targets, history)
         tensors = {"weights": history}
         for target in targets:
             tensors.update({f"{target.cluster}.{name}": value for name, value in target.state().items()})
@@ -198,6 +200,17 @@ def replay(
         prefix = f"{target.cluster}."
         target.load({name.removeprefix(prefix): v for name, v in kept.items() if name.startswith(prefix)})
     return kept["weights"]
+
+
+def check_finite(targets: Sequence[Target], history: Tensor) -> None:
+    """Refuse cluster models that diverged, before they are kept or shipped."""
+    finite = torch.isfinite(history).all() and all(
+        bool(torch.isfinite(parameter).all()) for target in targets for parameter in target.parameters
+    )
+    if not finite:
+        raise FedBiCrossError(
+            f"the cross-cluster optimisation diverged; lower cross_cluster.lr = {targets[0].config.lr:g}"
+        )
 
 
 def build_source(ensemble: Ensemble, synthesis: Synthesis, task: ServerTask) -> Source:

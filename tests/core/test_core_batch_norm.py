@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import CPU, SmoothNet, noise, scramble, smooth_net, tiny_resnet, tiny_spec
+from tiny import one_thread as one_thread
 from torch import Tensor, nn
 
 from fedbicross_flwr import batch_norm
@@ -31,7 +32,9 @@ def gradient(run: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits.detach(), loss.detach(), slope
 
 
-@pytest.mark.parametrize("make", [lambda: smooth_net(3), lambda: tiny_resnet(3, RESNET)], ids=["smooth", "resnet"])
+@pytest.mark.parametrize(
+    "make", [lambda: smooth_net(3), lambda: tiny_resnet(3, RESNET)], ids=["smooth", "resnet"]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_fused_equals_plain_in_value_and_gradient(make: Any, layout: torch.memory_format) -> None:
     model = make().eval().requires_grad_(False).to(memory_format=layout)
@@ -62,8 +65,11 @@ def test_the_function_passes_gradcheck_in_float64(monkeypatch: pytest.MonkeyPatc
     # Only the reading of statistics is float32 by design; without that the gradient is exact.
     monkeypatch.setattr(batch_norm, "channel_statistics", in_double)
     x = noise(3, 2, 2, 3, seed=1).double().requires_grad_(True)
-    fixed = [tensor.double() for tensor in (noise(2, seed=2), 0.5 + noise(2, seed=3).abs(), noise(2), noise(2, seed=5))]
-    call = batch_norm._NormaliseAndCompare.apply
+    fixed = [
+        tensor.double()
+        for tensor in (noise(2, seed=2), 0.5 + noise(2, seed=3).abs(), noise(2), noise(2, seed=5))
+    ]
+    call: Any = batch_norm._NormaliseAndCompare.apply
     assert torch.autograd.gradcheck(lambda value: call(value, *fixed, 1e-5), (x,), atol=1e-7)
 
 
@@ -133,9 +139,24 @@ def test_the_copy_shares_every_tensor_and_leaves_the_model_as_it_was() -> None:
 
 
 def test_statistics_do_not_gather_over_calls() -> None:
-    model = StatisticsModel(smooth_net().eval())
+    model = StatisticsModel(smooth_net().eval().requires_grad_(False))
     images = noise(3, 1, 28, 28)
     assert float(model(images)[1]) == float(model(images)[1]) and not model.losses
+
+
+def test_statistics_of_a_pass_that_failed_do_not_count() -> None:
+    model = StatisticsModel(smooth_net().eval().requires_grad_(False))
+    images = noise(3, 1, 28, 28)
+    expected = float(model(images)[1])
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    handle = model.get_submodule("model.fc").register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        model(images)
+    handle.remove()
+    assert float(model(images)[1]) == expected
 
 
 def test_eval_mode_statistics_are_not_moved() -> None:

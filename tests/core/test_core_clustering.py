@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny import CPU, noise, smooth_net
+from tiny import one_thread as one_thread
 from torch import nn
 
 from fedbicross_flwr.clustering import (
@@ -133,14 +134,12 @@ def test_equal_models_still_give_the_asked_number() -> None:
 
 
 def test_auto_takes_the_best_silhouette_also_where_it_is_zero() -> None:
-    # On a line: two against three interleaved is worse than what 3 clusters give, a silhouette of exactly 0.
-    points = np.zeros((4, 1))
-    points[3] = 1.0
-    bad = {2: [0, 1, 0, 1], 3: [0, 0, 1, 2]}
-    assert silhouette(points, (0, 1, 0, 1)) == pytest.approx(-0.25)
-    assert silhouette(points, (0, 0, 1, 2)) == pytest.approx(0.0)
-    config = ClusteringConfig(clusters="auto")
-    assert choose_clusters(points, config, lambda count: np.asarray(bad[count])) == (0, 0, 1, 2)
+    # Each of the outer points is as far from its neighbour as the pair in the middle is apart.
+    points = np.array([[0.0], [1.0], [-1.0], [2.0]])
+    crossed, middle = (0, 1, 1, 0), (0, 0, 1, 2)
+    assert silhouette(points, crossed) == pytest.approx(-0.25) and silhouette(points, middle) == 0.0
+    groups = {2: np.asarray(crossed), 3: np.asarray(middle)}
+    assert choose_clusters(points, ClusteringConfig(clusters="auto"), lambda count: groups[count]) == middle
 
 
 def test_silhouette_by_hand() -> None:
@@ -198,4 +197,6 @@ def test_classifier_signatures_by_hand() -> None:
     assert SIGNATURES["classifier_norms"]([model], answers, ClusteringConfig()).tolist() == [[5.0, 0.0, 0.0]]
     vector = SIGNATURES["parameters"]([model], answers, ClusteringConfig())
     assert vector.shape == (1, sum(parameter.numel() for parameter in model.parameters()))
-    assert float(np.sum(vector)) == pytest.approx(sum(float(p.detach().double().sum()) for p in model.parameters()))
+    assert float(np.sum(vector)) == pytest.approx(
+        sum(float(p.detach().double().sum()) for p in model.parameters())
+    )

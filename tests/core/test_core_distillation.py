@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr, softmax
 from tiny import noise
+from tiny import one_thread as one_thread
 from torch import Tensor
 
 from fedbicross_flwr.distillation import kl_divergence, noise_share, personal_loss, trajectory_loss
@@ -26,7 +27,9 @@ def scores(seed: int) -> Tensor:
 @pytest.mark.parametrize("tau", [1.0, 4.0, 20.0])
 def test_divergence_has_temperature_squared(tau: float) -> None:
     expected = tau**2 * divergence(scores(1), scores(2), tau)
-    assert float(kl_divergence(scores(1), scores(2), tau)) == pytest.approx(expected, rel=1e-3 if tau > 4 else 1e-5)
+    assert float(kl_divergence(scores(1), scores(2), tau)) == pytest.approx(
+        expected, rel=1e-3 if tau > 4 else 1e-5
+    )
 
 
 def test_divergence_by_hand() -> None:
@@ -62,7 +65,9 @@ def test_noise_share_falls_from_nearly_one_to_zero() -> None:
     assert [noise_share(t, 4) for t in (1, 2, 3, 4)] == [0.75, 0.5, 0.25, 0.0]
 
 
-@pytest.mark.parametrize(("gamma", "delta", "tau"), [(0.5, 0.3, 1.0), (0.5, 0.3, 3.0), (0.0, 0.3, 1.0), (0.7, 0.0, 2.0)])
+@pytest.mark.parametrize(
+    ("gamma", "delta", "tau"), [(0.5, 0.3, 1.0), (0.5, 0.3, 3.0), (0.0, 0.3, 1.0), (0.7, 0.0, 2.0)]
+)
 def test_personal_loss_has_three_terms(gamma: float, delta: float, tau: float) -> None:
     student, cluster, own = scores(1), scores(2), scores(3)
     labels: NDArray[np.int64] = np.array([0, 1, 2, 3, 1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from tiny import CPU, noise, smooth_net
+from tiny import one_thread as one_thread
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import batch_norms, running
@@ -20,7 +23,7 @@ CLASS_WEIGHTS = torch.tensor([[0.8, 0.5, 0.25], [0.2, 0.5, 0.75]])
 
 def certainty(distribution: tuple[float, ...]) -> float:
     """One minus the entropy in units of log 3."""
-    return 1 + sum(p * np.log(p) for p in distribution) / np.log(3)
+    return 1 + sum(p * math.log(p) for p in distribution) / math.log(3)
 
 
 def mixture(weights: tuple[tuple[float, ...], tuple[float, ...]]) -> list[float]:
@@ -78,7 +81,10 @@ def with_rows(*rows: list[float]) -> nn.Module:
 
 
 def test_class_weights_are_the_shares_of_the_rows_norms() -> None:
-    first, second = with_rows([3.0, 4.0], [0.0, 1.0], [2.0, 0.0]), with_rows([0.0, 5.0], [3.0, 0.0], [0.0, 6.0])
+    first, second = (
+        with_rows([3.0, 4.0], [0.0, 1.0], [2.0, 0.0]),
+        with_rows([0.0, 5.0], [3.0, 0.0], [0.0, 6.0]),
+    )
     assert classifier_norms(first).tolist() == [5.0, 1.0, 2.0]
     expected = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.75, 0.75]])
     torch.testing.assert_close(Ensemble([first, second], "class_weighted").class_weights, expected)
@@ -89,9 +95,16 @@ def test_members_are_frozen_and_stay_in_eval_mode() -> None:
     assert ensemble.train() is ensemble
     assert not any(module.training for module in ensemble.modules())
     assert not any(parameter.requires_grad for parameter in ensemble.parameters())
-    before = [buffer.clone() for model in ensemble.members for layer in batch_norms(model) for buffer in running(layer)]
+    before = [
+        buffer.clone()
+        for model in ensemble.members
+        for layer in batch_norms(model)
+        for buffer in running(layer)
+    ]
     ensemble.scores(noise(4, 1, 28, 28), CPU)
-    after = [buffer for model in ensemble.members for layer in batch_norms(model) for buffer in running(layer)]
+    after = [
+        buffer for model in ensemble.members for layer in batch_norms(model) for buffer in running(layer)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiny import CPU, generator, noise, smooth_net, trained_teachers
+from tiny import one_thread as one_thread
 from torch import Tensor
 
 from fedbicross_flwr.config import InversionConfig
@@ -91,13 +92,18 @@ def test_roll_moves_the_whole_batch_by_a_few_pixels() -> None:
     for seed in range(60):
         moved = roll(images, 1, generator(seed))
         found = [
-            (dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if torch.equal(images.roll((dy, dx), (2, 3)), moved)
+            (dy, dx)
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+            if torch.equal(images.roll((dy, dx), (2, 3)), moved)
         ]
         assert len(found) == 1
         seen.update(found)
     assert len(seen) == 9
     source = generator(1)
-    assert roll(images, 0, source) is images and torch.equal(torch.rand(1, generator=source), torch.rand(1, generator=generator(1)))
+    assert roll(images, 0, source) is images and torch.equal(
+        torch.rand(1, generator=source), torch.rand(1, generator=generator(1))
+    )
 
 
 def test_describe_by_hand() -> None:
@@ -145,7 +151,9 @@ def test_the_first_row_of_diagnostics_describes_the_noise() -> None:
         scores = sum(smooth_net(seed).eval()(start) for seed in (1, 2)) / 2
     row = dict(zip(DIAGNOSTICS, result.diagnostics[0].tolist(), strict=True))
     labels = torch.arange(6) % 3
-    assert row["cross_entropy"] == pytest.approx(-float(scores.log_softmax(1)[range(6), labels].mean()), rel=1e-5)
+    assert row["cross_entropy"] == pytest.approx(
+        -float(scores.log_softmax(1)[range(6), labels].mean()), rel=1e-5
+    )
     assert row["agreement"] == pytest.approx(float((scores.argmax(1) == labels).float().mean()))
     assert row["classes_covered"] == len(set(scores.argmax(1).tolist()))
 
@@ -168,7 +176,7 @@ def test_what_is_kept_does_not_change_the_path() -> None:
 
 def gradient_sign(**weights: float) -> Tensor:
     """The direction of the first step, by which Adam shows the gradient's sign."""
-    options = {"tv_weight": 0.0, "bn_weight": 0.0, "jitter": 0} | weights
+    options: dict[str, Any] = {"tv_weight": 0.0, "bn_weight": 0.0, "jitter": 0} | weights
     start = torch.randn((6, 1, 28, 28), generator=generator())
     return (start - run(iterations=1, **options).images).sign()
 
@@ -182,7 +190,7 @@ def test_every_term_of_the_loss_has_a_gradient() -> None:
 def test_inversion_makes_a_trained_ensemble_agree() -> None:
     ensemble = Ensemble(trained_teachers(), "probabilities")
     kept = [tensor.clone() for tensor in ensemble.state_dict().values()]
-    config = InversionConfig(iterations=30, batch_size=12, lr=0.1, tv_weight=0.1, bn_weight=0.05)
+    config = InversionConfig(iterations=30, batch_size=12, lr=0.1, tv_weight=0.1, bn_weight=0.05, jitter=1)
     labels = torch.arange(12) % 3
     result = invert(ensemble, labels, 1, (), config, generator(), CPU)
     column = result.diagnostics[:, DIAGNOSTICS.index("agreement")]

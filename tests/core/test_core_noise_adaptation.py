@@ -1,10 +1,11 @@
-"""The noise-adapted teacher: Eq. 3 evaluated directly, its window, its modes, and the originals afterwards."""
+"""The noise-adapted teacher: Eq. 3 evaluated directly, its window, its modes, the originals afterwards."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from tiny import CPU, noise, smooth_net
+from tiny import one_thread as one_thread
 from torch import Tensor
 
 from fedbicross_flwr.batch_norm import batch_norms, running
@@ -24,6 +25,15 @@ def iterates() -> dict[int, Tensor]:
     return {t: (2.0 - 0.2 * t) * noise(6, 1, 28, 28, seed=t) + 0.1 * t for t in range(1, T + 1)}
 
 
+def mean_of(x: Tensor) -> Tensor:
+    return x.mean((0, 2, 3))
+
+
+def variance_of(x: Tensor) -> Tensor:
+    """The unbiased variance, which BatchNorm keeps."""
+    return x.var((0, 2, 3), correction=1)
+
+
 def first_layer_inputs(model: torch.nn.Module, images: Tensor) -> Tensor:
     """The input of the first BatchNorm layer, which depends on no statistics."""
     with torch.no_grad():
@@ -40,9 +50,8 @@ def test_first_layer_equals_equation_3_and_its_closed_form(beta: float, window: 
     for index, model in enumerate(teacher.members):
         layer = batch_norms(model)[0]
         inputs = {t: first_layer_inputs(model, path[t]) for t in range(1, last + 1)}
-        for name, original, read in (
-            ("running_mean", running(layer)[0], lambda x: x.mean((0, 2, 3))),
-            ("running_var", running(layer)[1], lambda x: x.var((0, 2, 3))),
+        for name, original, read in zip(
+            ("running_mean", "running_var"), running(layer), (mean_of, variance_of), strict=True
         ):
             recursion = original.double()
             for t in range(last, 0, -1):

@@ -69,7 +69,9 @@ def test_projection_against_a_general_solver(values: list[float]) -> None:
 
 @QUICK
 @given(VECTORS, st.floats(-5.0, 5.0), st.randoms(use_true_random=False))
-def test_projection_ignores_a_common_shift_and_the_order(values: list[float], shift: float, random: object) -> None:
+def test_projection_ignores_a_common_shift_and_the_order(
+    values: list[float], shift: float, random: object
+) -> None:
     order = list(range(len(values)))
     random.shuffle(order)  # type: ignore[attr-defined]
     moved = projected([values[index] + shift for index in order])

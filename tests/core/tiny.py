@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import batch_norms, running
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state
 from fedbicross_flwr.progress import Silent
@@ -29,6 +31,16 @@ class Double(Compute):
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         output: Tensor = model(images)
         return output
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much where other work shares the cores.
+
+    A module that imports this fixture has it for all of its tests.
+    """
+    with cpu_threads(1):
+        yield
 
 
 DOUBLE = Double(torch.device("cpu"), torch.float64)
@@ -124,7 +136,8 @@ def teacher_states() -> tuple[StateDict, StateDict]:
     """Two networks of width 4 which have learned `blobs`, each from images of its own."""
     config = settings(client__epochs=6, client__lr=0.05, client__batch_size=16)
     return tuple(  # type: ignore[return-value]
-        train_client(blobs(96, seed=10 + client), task(config, client, TEACHER_SPEC)).state for client in (0, 1)
+        train_client(blobs(96, seed=10 + client), task(config, client, TEACHER_SPEC)).state
+        for client in (0, 1)
     )
 
 

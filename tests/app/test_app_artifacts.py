@@ -1,0 +1,144 @@
+"""Model files: what is written is what is read, damage is seen, and a file is all that a user needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import flip_byte, read_json, reference, tiny
+
+from fedbicross_flwr.artifacts import digest, load_model, read_tensors, save_model, write_tensors
+from fedbicross_flwr.data.partition import Partition
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.evaluation import score
+from fedbicross_flwr.federated_data import open_data
+from fedbicross_flwr.models import ModelSpec, build_model, state_of
+
+SPEC = ModelSpec("resnet18", 3, 1, 2, "small")
+NAMES = ("a", "b", "ü")
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+
+
+def saved(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    save_model(path, SPEC, state_of(build_model(SPEC, 1)), NAMES, key="k")
+    return path
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abc.é", min_size=1, max_size=6),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3)),
+        max_size=4,
+    )
+)
+def test_tensors_survive(
+    tmp_path_factory: pytest.TempPathFactory, described: dict[str, tuple[torch.dtype, list[int]]]
+) -> None:
+    path = tmp_path_factory.mktemp("tensors") / "deep" / "file.safetensors"
+    tensors = {name: torch.ones(shape).to(dtype) for name, (dtype, shape) in described.items()}
+    write_tensors(path, tensors, {"said": "ja: ü"})
+    found, facts = read_tensors(path)
+    assert facts == {"said": "ja: ü"}
+    assert found.keys() == tensors.keys()
+    assert all(found[name].dtype == tensors[name].dtype for name in tensors)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.safetensors"]
+
+
+def test_the_digest_sees_names_shapes_types_and_values_but_no_order() -> None:
+    base = {"a": torch.zeros(4), "b": torch.ones(2)}
+    others = [
+        {"a": torch.zeros(2, 2), "b": torch.ones(2)},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2)},
+        {"c": torch.zeros(4), "b": torch.ones(2)},
+        {"a": torch.zeros(4), "b": torch.tensor([1.0, 1.0001])},
+        {"a": torch.zeros(4)},
+    ]
+    assert digest(dict(reversed(base.items()))) == digest(base)
+    assert len({digest(tensors) for tensors in [base, *others]}) == 6
+
+
+@pytest.mark.parametrize("position", [-1, 3000, 40])
+def test_a_flipped_byte_is_seen(tmp_path: Path, position: int) -> None:
+    path = saved(tmp_path)
+    flip_byte(path, position)
+    with pytest.raises(FedBiCrossError, match=r"model\.safetensors"):
+        load_model(path)
+
+
+def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
+    text = tmp_path / "notes.safetensors"
+    text.write_text("no tensors in here")
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"x": torch.ones(1)}, foreign)
+    other = tmp_path / "other.safetensors"
+    write_tensors(other, {"x": torch.ones(1)})
+    unfit = tmp_path / "unfit.safetensors"
+    save_model(unfit, ModelSpec("resnet18", 4, 1, 2, "small"), state_of(build_model(SPEC, 1)), NAMES)
+    unknown = tmp_path / "unknown.safetensors"
+    save_model(unknown, ModelSpec("resnet19", 3, 1, 2, "small"), state_of(build_model(SPEC, 1)), NAMES)
+    for path in (text, foreign, other, unfit, unknown, tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(FedBiCrossError) as caught:
+            load_model(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_model_s_file_builds_it_again(tmp_path: Path) -> None:
+    model = load_model(str(saved(tmp_path)), device="cpu")
+    assert (model.spec, model.class_names, model.model.training) == (SPEC, NAMES, False)
+    assert digest(state_of(model.model)) == digest(state_of(build_model(SPEC, 1)))
+
+
+def test_predictions_are_probabilities_of_either_shape_of_gray_images(tmp_path: Path) -> None:
+    model = load_model(saved(tmp_path), device="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    found = model.predict(images)
+    assert found.dtype == np.float32 and found.shape == (5, 3)
+    np.testing.assert_allclose(found.sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(found, model.predict(images[..., None]))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 28, 28, 3), np.uint8),
+        np.zeros((2, 32, 32), np.uint8),
+        np.zeros((28, 28), np.uint8),
+        np.zeros((2, 28, 28), np.float32),
+    ],
+)
+def test_other_images_are_refused(tmp_path: Path, images: np.ndarray) -> None:
+    with pytest.raises(FedBiCrossError, match=r"takes uint8 images of 28x28 pixels with 1 channel\(s\)"):
+        load_model(saved(tmp_path), device="cpu").predict(images)
+
+
+@pytest.mark.parametrize("client", [0, 2])
+def test_a_personal_model_scores_at_the_user_s_as_it_did_at_the_client(client: int) -> None:
+    folder, source = reference(), open_data(tiny())
+    site = folder / "sites" / f"client-{client:02d}"
+    model = load_model(site / "personal.safetensors", device="cpu")
+    assert model.class_names == source.info.class_names
+    row = next(row for row in read_json(folder / "metrics.json")["rows"] if row["name"] == "FedBiCross")
+    told = next(entry for entry in row["clients"] if entry["client"] == client)
+    mine = Partition.load(folder / "partition.json").test[client]
+    for protocol, rows in (("global", np.arange(24)), ("local", mine)):
+        answers = model.predict(source.images("test", rows)).astype(np.float64)
+        found = score(source.labels("test")[rows], answers)
+        expected = {name: value for name, value in told[protocol].items() if value is not None}
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_scores_kept_at_the_site_are_those_of_the_results() -> None:
+    folder = reference()
+    kept = read_json(folder / "sites" / "client-01" / "scores.json")["scores"]["personal"]["global"]
+    row = next(row for row in read_json(folder / "metrics.json")["rows"] if row["name"] == "FedBiCross")
+    told = next(entry for entry in row["clients"] if entry["client"] == 1)["global"]
+    assert json.loads(json.dumps(kept)) == told

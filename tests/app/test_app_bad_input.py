@@ -1,0 +1,354 @@
+"""Each mistake of a user: one line behind ``error:``, status 2, no traceback, earlier results untouched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import TINY, checksums, read_json, reference, run_tiny, save_site, tiny, without_report
+
+from fedbicross_flwr import cli, server
+from fedbicross_flwr import simulate as simulate_module
+
+
+@dataclass
+class Answer:
+    """How the command ended."""
+
+    status: object
+    output: str
+    error: str
+
+    def is_refusal(self, *words: str) -> None:
+        """One line on standard error that holds all the words, status 2, and nothing that was run."""
+        lines = self.error.strip().splitlines()
+        assert self.status == 2, self
+        assert len(lines) == 1 and lines[0].startswith("error: "), self
+        for word in words:
+            assert word in lines[0], self
+        assert "Traceback" not in self.output + self.error
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """``fedbicross simulate --in-process`` on the small configuration with more arguments."""
+
+    def run(*arguments: str, out: Path | None = None, settings: dict[str, object] | None = None) -> Answer:
+        flat = [f"--set={key}={value}" for key, value in (TINY | (settings or {})).items()]
+        target = str(out or tmp_path / "run")
+        argv = ["fedbicross", "simulate", "--in-process", "--out", target, *flat, *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left, without_report():
+            cli.main()
+        captured = capsys.readouterr()
+        return Answer(left.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("client.epoch=3", ("'client.epoch'", "did you mean client.epochs")),
+        ("epochs=3", ("unknown setting 'epochs'",)),
+        ("client.epochs=0", ("client.epochs = 0", "at least 1")),
+        ("client.momentum=1.5", ("client.momentum", "at most 0.9999")),
+        ("client.epochs=2.5", ("client.epochs = 2.5", "int is needed")),
+        ("client.epochs=many", ("client.epochs = 'many'", "int is needed")),
+        ("client.augment=1", ("client.augment = 1", "bool is needed")),
+        ("client.lr=[0.1]", ("client.lr = [0.1]", "float is needed")),
+        ("client.lr=nan", ("client.lr = nan", "not a finite number")),
+        ("client.schedule=cosin", ("client.schedule = 'cosin'", "did you mean cosine")),
+        ("clustering.clusters=4", ("clustering.clusters = 4", "partition.clients = 3")),
+        ("clustering.clusters=some", ("clustering.clusters = 'some'", "int is needed")),
+        ("partition.alpha=0", ("partition.alpha = 0", "above 0")),
+        ("partition.alpha=-1.5", ("partition.alpha = -1.5", "above 0")),
+        ("partition.min_samples=40", ("partition.min_samples", "96")),
+        ("runtime.device=gpu", ("runtime.device = 'gpu'", "auto or cpu")),
+        ("runtime.device=cuda:99", ("runtime.device = 'cuda:99'", "not available")),
+        ("model.name=resnet19", ("model.name = 'resnet19'", "did you mean resnet18")),
+        ("data.name=bloodmnst", ("data.name = 'bloodmnst'", "did you mean bloodmnist")),
+        ("data.phantom_channels=2", ("data.phantom_channels = 2",)),
+        ("seed", ("--set 'seed'", "key=value")),
+        ("=3", ("--set '=3'", "key=value")),
+    ],
+)
+def test_a_wrong_setting_is_named(command: Command, setting: str, words: tuple[str, ...]) -> None:
+    command("--set", setting).is_refusal(*words)
+
+
+def test_the_minimum_that_a_dirichlet_draw_cannot_meet_is_named(command: Command, tmp_path: Path) -> None:
+    skewed = {"partition.alpha": 0.001, "partition.min_samples": 30, "partition.balance": "false"}
+    refused = command(settings=skewed)
+    refused.is_refusal("partition.min_samples = 30", "partition.alpha = 0.001")
+    # The corrected command may use the same folder: nothing was begun there.
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ("cannot read configuration", "run.toml", "No such file")),
+        (b"seed = = 1", ("run.toml is not valid TOML",)),
+        (b"\xff\xfe", ("run.toml is not valid TOML",)),
+        (b"[client]\nlr = [0.1, 0.2]", ("run.toml", "client.lr is a list")),
+        (b"[client]\nlearning_rate = 0.1", ("'client.learning_rate'",)),
+        (b"[klient]\nlr = 0.1", ("'klient.lr'", "did you mean client.lr")),
+        (b"client = 3", ("'client'",)),
+        (b"seed = 2024-01-01", ("seed is a date",)),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_used_is_named(
+    command: Command, tmp_path: Path, content: bytes | None, words: tuple[str, ...]
+) -> None:
+    if content is not None:
+        (tmp_path / "run.toml").write_bytes(content)
+    command("--config", str(tmp_path / "run.toml")).is_refusal(*words)
+
+
+def test_a_folder_is_no_configuration(command: Command, tmp_path: Path) -> None:
+    command("--config", str(tmp_path)).is_refusal("cannot read configuration", str(tmp_path))
+
+
+# --- data
+
+
+def gray(count: int, size: int = 28, kind: type[np.generic] = np.uint8) -> np.ndarray:
+    return np.zeros((count, size, size), kind)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"train_images": gray(36, 32)}, ("train_images", "28")),
+        ({"test_images": gray(12, 64)}, ("test_images", "28")),
+        ({"train_images": gray(36, kind=np.float32)}, ("train_images is float32", "uint8")),
+        ({"train_images": gray(35)}, ("35", "36")),
+        ({"train_labels": np.full(36, -1)}, ("train_labels", "label -1")),
+        ({"train_labels": np.arange(36) % 3 * 2}, ("class 1 has no training image",)),
+        ({"test_labels": np.full(12, 3)}, ("test label 3",)),
+        ({"train_labels": np.zeros(36, np.float32)}, ("train_labels is float32", "integers")),
+        ({"train_labels": np.zeros((36, 3), np.int64)}, ("train_labels", "one label an image")),
+        ({"train_labels": np.zeros(36, np.int64)}, ("single class",)),
+        ({"train_labels": None}, ("missing train_labels",)),
+        ({"class_names": np.array(["a", "b"])}, ("class_names lists 2",)),
+        ({"class_names": np.array(["a", "b", "c", "d"])}, ("class 3 (d) has no training image",)),
+        ({"class_names": np.array([{}, {}], object)}, ("class_names", "never unpickled")),
+        ({"test_images": None, "test_labels": None}, ("no test images", "add a test split")),
+    ],
+)
+def test_a_file_with_unfit_arrays_is_named(
+    command: Command, tmp_path: Path, arrays: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    path = save_site(tmp_path / "own.npz", **arrays)
+    command("--data", str(path)).is_refusal("own.npz", *words)
+
+
+def test_a_file_that_is_cut_short_is_named(command: Command, tmp_path: Path) -> None:
+    path = save_site(tmp_path / "own.npz")
+    path.write_bytes(path.read_bytes()[:5000])
+    command("--data", str(path)).is_refusal("own.npz", "cut short")
+
+
+def test_a_file_of_something_else_is_named(command: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    command("--data", str(tmp_path / "other.npz")).is_refusal("missing train_images", "found x")
+    (tmp_path / "text.npz").write_text("not a zip")
+    command("--data", str(tmp_path / "text.npz")).is_refusal("text.npz", "not an .npz file")
+    command("--data", str(tmp_path / "absent.npz")).is_refusal("absent.npz", "no such file")
+
+
+def test_a_name_of_no_data_set_is_told_with_the_near_ones(command: Command) -> None:
+    command("--data", "bloodmnst").is_refusal("'bloodmnst' is unknown", "did you mean bloodmnist")
+    command("--data", "organmnist3d").is_refusal("organmnist3d", "2D")
+    command("--data", "site").is_refusal("data.path")
+
+
+def save_folder(path: Path, train: int = 36, test: int = 12) -> Path:
+    """Write random PNG images of three classes."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for index in range(count):
+            file = path / split / f"class-{index % 3}" / f"{index:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (28, 28), dtype=np.uint8)).save(file)
+    return path
+
+
+def test_an_unreadable_image_is_named(command: Command, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "images")
+    (folder / "train" / "class-1" / "001.png").write_text("no image")
+    command("--data", str(folder)).is_refusal("001.png", "not an image")
+
+
+def test_an_image_of_another_size_is_named(command: Command, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "images")
+    Image.new("L", (30, 28)).save(folder / "test" / "class-0" / "000.png")
+    command("--data", str(folder)).is_refusal("000.png", "30x28")
+
+
+def test_a_training_image_that_breaks_off_costs_one_client(command: Command, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "images")
+    file = folder / "train" / "class-1" / "001.png"
+    file.write_bytes(file.read_bytes()[:200])
+    answer = command("--data", str(folder))
+    assert answer.status == 0, answer
+    failed = [one for one in read_json(tmp_path / "run" / "run.json")["clients"] if one["status"] == "failed"]
+    assert len(failed) == 1 and "001.png" in failed[0]["reason"]
+    assert f"client {failed[0]['client']} is left out" in answer.output
+
+
+# --- clients that cannot be trained
+
+
+def deal_by_hand(monkeypatch: pytest.MonkeyPatch, shares: list[list[int]]) -> None:
+    """Deal a site's 36 images, whose labels are 0, 1, 2 in turn, as given."""
+    from fedbicross_flwr.data.partition import Partition
+
+    def deal(*arguments: object) -> Partition:
+        tests = np.array_split(np.arange(12), len(shares))
+        return Partition(tuple(np.array(rows, dtype=np.int64) for rows in shares), tuple(tests))
+
+    monkeypatch.setattr(server, "deal", deal)
+
+
+@pytest.mark.parametrize(
+    ("share", "reason"),
+    [([0], "1 training image(s) found"), ([0, 3, 6, 9, 12, 15], "images of 1 class(es) found")],
+)
+def test_a_client_that_cannot_be_trained_is_left_out(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: list[int], reason: str
+) -> None:
+    rest = [row for row in range(36) if row not in share]
+    deal_by_hand(monkeypatch, [share, rest[::2], rest[1::2]])
+    answer = command("--data", str(save_site(tmp_path / "own.npz")))
+    assert answer.status == 0, answer
+    assert "client 0 is left out" in answer.output and reason in answer.output
+    entries = read_json(tmp_path / "run" / "run.json")["clients"]
+    assert [entry["status"] for entry in entries] == ["failed", "ok", "ok"]
+    assert reason in entries[0]["reason"]
+
+
+def test_when_no_client_can_be_trained_it_is_one_error(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deal_by_hand(monkeypatch, [list(range(label, 36, 3)) for label in range(3)])
+    answer = command("--data", str(save_site(tmp_path / "own.npz")))
+    answer.is_refusal("no client sent a usable model", "1 class(es)", "client.min_classes")
+
+
+# --- the run's folder
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    return run_tiny(tmp_path_factory.mktemp("earlier") / "run")
+
+
+def test_a_folder_of_other_settings_is_refused(command: Command, earlier: Path) -> None:
+    before = checksums(earlier)
+    command("--set", "client.lr=0.5", out=earlier).is_refusal("client.lr = 0.02", "0.5", "--out")
+    command("--set", "partition.alpha=1.0", out=earlier).is_refusal("partition.alpha = 'inf'", "1.0")
+    assert checksums(earlier) == before
+
+
+def test_a_folder_of_other_data_is_refused(command: Command, tmp_path: Path) -> None:
+    own = save_site(tmp_path / "own.npz")
+    assert command("--data", str(own)).status == 0
+    before = checksums(tmp_path / "run")
+    save_site(own, train_labels=np.arange(36)[::-1] % 3)
+    command("--data", str(own)).is_refusal("other images", "--out")
+    assert checksums(tmp_path / "run") == before
+
+
+def test_any_mistake_leaves_an_earlier_run_as_it_was(command: Command, earlier: Path, tmp_path: Path) -> None:
+    before = checksums(earlier)
+    for arguments in (["--set", "client.epoch=3"], ["--config", "absent.toml"], ["--data", "absent.npz"]):
+        command(*arguments, out=earlier).is_refusal()
+    assert checksums(earlier) == before
+
+
+def test_a_finished_run_is_not_run_again(
+    command: Command, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate_module, "run_it", lambda *arguments: pytest.fail("it was run again"))
+    before = {name: digest for name, digest in checksums(earlier).items() if name != "config.toml"}
+    answer = command(out=earlier)
+    assert answer.status == 0 and "is finished; nothing was run" in answer.output.replace("\n", " ")
+    after = {name: digest for name, digest in checksums(earlier).items() if name != "config.toml"}
+    assert after == before
+
+
+def test_a_folder_with_something_else_in_it_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    command(out=tmp_path / "thesis").is_refusal("holds chapter.tex but no run")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_place_that_cannot_be_written_is_named(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    command(out=tmp_path / "file").is_refusal("cannot write to", "file")
+    command(out=tmp_path / "file" / "run").is_refusal("cannot write to", "file/run")
+    if Path("/proc/self").exists():
+        command(out=Path("/proc/fedbicross")).is_refusal("cannot write to /proc/fedbicross")
+
+
+@pytest.mark.parametrize("name", ["identity.json", "partition.json"])
+def test_a_damaged_file_of_the_folder_is_named(command: Command, tmp_path: Path, name: str) -> None:
+    server.Server.open(tiny(), tmp_path / "run", "in-process")
+    (tmp_path / "run" / name).write_text("{")
+    before = checksums(tmp_path / "run")
+    command().is_refusal(name)
+    assert checksums(tmp_path / "run") == before
+
+
+def test_an_interruption_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate_module, "run_it", interrupted)
+    answer = command()
+    assert answer.status == 130
+    assert answer.error.strip() == "interrupted; the same command with the same --out goes on"
+
+
+def test_a_run_in_process_ends_with_its_table(command: Command) -> None:
+    answer = command()
+    assert answer.status == 0, answer
+    assert "FedBiCross" in answer.output and "local-only" in answer.output
+    assert answer.output.rstrip().endswith("report.html")
+
+
+def test_the_command_itself_says_it_in_one_line(tmp_path: Path) -> None:
+    """The installed command, with its own streams and status."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("fedbicross"), "simulate", "--set", "partition.alpha=-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    Answer(done.returncode, done.stdout, done.stderr).is_refusal("partition.alpha = -1.0")
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_the_reference_run_is_whole() -> None:
+    page = (reference() / "report.html").read_text()
+    assert "<html" in page and "FedBiCross" in page

@@ -1,0 +1,84 @@
+"""FedAvg-1: a sample-weighted mean with buffers, whatever the order of the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import tiny
+
+from fedbicross_flwr.artifacts import digest
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
+from fedbicross_flwr.methods.fedavg import average_states
+from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
+from fedbicross_flwr.progress import Silent
+
+SPEC = ModelSpec("resnet18", 3, 1, 2, "small")
+
+
+def state(seed: int, batches: int = 0) -> StateDict:
+    """A network whose BatchNorm statistics are drawn as well."""
+    made = state_of(build_model(SPEC, seed))
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in made.items():
+        if "running" in name:
+            made[name] = torch.rand(tensor.shape, generator=generator)
+        elif name.endswith("num_batches_tracked"):
+            made[name] = torch.tensor(batches + seed)
+    return made
+
+
+def task() -> ServerTask:
+    return ServerTask(SPEC, tiny(), Compute(torch.device("cpu")), Silent())
+
+
+def average(uploads: Sequence[ClientUpload]) -> StateDict:
+    return METHODS["fedavg"](uploads, task()).models[0]
+
+
+def test_the_mean_is_weighted_by_samples_and_takes_the_buffers_along() -> None:
+    uploads = [ClientUpload(0, 30, state(0)), ClientUpload(1, 10, state(1)), ClientUpload(4, 60, state(2))]
+    found = average(uploads)
+    load_state(SPEC, found)
+    for name, tensor in found.items():
+        parts = [upload.state[name].double().numpy() for upload in uploads]
+        if tensor.dtype.is_floating_point:
+            expected = (0.3 * parts[0] + 0.1 * parts[1] + 0.6 * parts[2]).astype(np.float32)
+            np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-8)
+        else:
+            assert tensor.dtype == torch.int64
+            assert int(tensor) == max(int(part) for part in parts)
+
+
+def test_everybody_is_sent_the_one_model() -> None:
+    outcome = METHODS["fedavg"]([ClientUpload(3, 1, state(0)), ClientUpload(5, 2, state(1))], task())
+    assert len(outcome.models) == 1 and dict(outcome.assignment) == {3: 0, 5: 0}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(4)), st.lists(st.integers(1, 10_000), min_size=4, max_size=4))
+def test_the_order_of_the_clients_does_not_show(order: list[int], samples: list[int]) -> None:
+    states = [state(seed) for seed in range(4)]
+    first = average_states(states, [float(count) for count in samples])
+    second = average_states([states[i] for i in order], [float(samples[i]) for i in order])
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1.2e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_mean_of_equal_models_is_that_model(copies: int) -> None:
+    one = state(1, batches=7)
+    assert digest(average_states([one] * copies, [3.0] * copies)) == digest(one)
+
+
+def test_the_mean_shares_no_memory_with_an_upload() -> None:
+    one = state(1)
+    before = digest(one)
+    for tensor in average_states([one], [1.0]).values():
+        tensor.zero_()
+    assert digest(one) == before

@@ -1,0 +1,240 @@
+"""The whole app through Flower's own objects: what travels, who gets what, what happens when one fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from local_grid import Change, LocalGrid, arrays_of, error_reply, run_app
+from small_runs import Watch, outcome, read_json, reference, tiny, without_report
+
+from fedbicross_flwr.artifacts import digest, read_tensors
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.progress import read_events
+from fedbicross_flwr.report import write_report
+from fedbicross_flwr.server import payload_bytes
+from server_app.strategy import OneShot
+
+
+def flower_run(folder: Path, change: Change | None = None, **settings: Any) -> LocalGrid:
+    """Run the app in `folder`; the grid has recorded all that travelled."""
+    config = dataclasses.replace(tiny(**settings), out=str(folder))
+    grid = LocalGrid(config, config.partition.clients, change)
+    with without_report():
+        run_app(config, grid)
+    return grid
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LocalGrid]:
+    folder = tmp_path_factory.mktemp("flower") / "run"
+    return folder, flower_run(folder)
+
+
+def states_sent(grid: LocalGrid) -> dict[int, dict[str, torch.Tensor]]:
+    """The model that each client was sent in round 2."""
+    return {
+        grid.nodes[message.metadata.dst_node_id]: dict(record.to_torch_state_dict())
+        for message in grid.rounds[1]
+        for record in arrays_of(message).values()
+    }
+
+
+def test_the_numbers_are_those_of_the_run_in_process(run: tuple[Path, LocalGrid]) -> None:
+    assert outcome(run[0]) == outcome(reference())
+    assert read_json(run[0] / "run.json")["runner"] == "flower"
+    assert not (run[0] / "stages").exists()
+
+
+def test_there_are_two_rounds_with_one_message_a_client(run: tuple[Path, LocalGrid]) -> None:
+    grid = run[1]
+    for messages, kind in zip(grid.rounds, ("train", "train.personalise"), strict=True):
+        assert sorted(message.metadata.dst_node_id for message in messages) == sorted(grid.nodes)
+        assert {message.metadata.message_type for message in messages} == {kind}
+
+
+def test_round_1_sends_no_arrays_down_and_one_model_up(run: tuple[Path, LocalGrid]) -> None:
+    folder, grid = run
+    for message in grid.rounds[0]:
+        assert set(message.content) == {"config"}
+        assert set(cast(dict[str, Any], message.content["config"])) == {"folder", "received"}
+    for message, reply in zip(grid.rounds[0], grid.replies[0], strict=True):
+        client = grid.nodes[message.metadata.dst_node_id]
+        assert set(reply.content) == {"arrays", "metrics", "client"}
+        assert set(cast(MetricRecord, reply.content["metrics"])) == {"num-examples", "validation-accuracy"}
+        assert dict(cast(MetricRecord, reply.content["client"])) == {"client": client}
+        sent = cast(ArrayRecord, reply.content["arrays"]).to_torch_state_dict()
+        own = read_tensors(folder / "sites" / f"client-{client:02d}" / "local.safetensors")[0]
+        assert digest(sent) == digest(own)
+
+
+def test_round_2_sends_the_cluster_s_model_and_takes_back_scores(run: tuple[Path, LocalGrid]) -> None:
+    folder, grid = run
+    clustering = read_json(folder / "clustering.json")
+    cluster_of = dict(zip(clustering["clients"], clustering["assignment"], strict=True))
+    for message in grid.rounds[1]:
+        assert set(message.content) == {"config", "arrays"}
+    sent = states_sent(grid)
+    assert set(sent) == {0, 1, 2}
+    for client, state in sent.items():
+        model = folder / "models" / f"cluster-{cluster_of[client]}.safetensors"
+        assert digest(state) == digest(read_tensors(model)[0])
+    for reply in grid.replies[1]:
+        assert set(reply.content) == {"scores", "client"}
+        values = cast(MetricRecord, reply.content["scores"]).values()
+        assert values and all(isinstance(value, float) for value in values)
+
+
+def test_the_record_counts_the_bytes_of_the_arrays(run: tuple[Path, LocalGrid]) -> None:
+    folder, grid = run
+    sent = states_sent(grid)
+    for message, reply in zip(grid.rounds[0], grid.replies[0], strict=True):
+        client = grid.nodes[message.metadata.dst_node_id]
+        record = cast(ArrayRecord, reply.content["arrays"])
+        entry = read_json(folder / "run.json")["clients"][client]
+        assert entry["bytes_sent"] == sum(array.numpy().nbytes for array in record.values())
+        assert entry["bytes_received"] == payload_bytes(sent[client]) > 0
+
+
+def fail_in(wanted_round: int, wanted_client: int, reason: str) -> Change:
+    """One client's ClientApp raises in one round."""
+
+    def change(round_: int, client: int, reply: Message) -> Message:
+        if (round_, client) != (wanted_round, wanted_client):
+            return reply
+        return Message(error_reply(reply, reason).error, reply_to=reply)
+
+    return change
+
+
+def as_sender(change: Change) -> Change:
+    """Replies made from replies have sender and receiver exchanged: put them right."""
+
+    def corrected(round_: int, client: int, reply: Message) -> Message | None:
+        changed = change(round_, client, reply)
+        if changed is not None and changed is not reply:
+            changed.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id
+        return changed
+
+    return corrected
+
+
+def notes(folder: Path) -> str:
+    """What the terminal shows of a run beside its bars."""
+    found = []
+    for event in read_events(folder / "progress.jsonl"):
+        if event is None:
+            break
+        if event.stage in ("note", "error"):
+            found.append(event.text)
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("failing_round", [1, 2])
+def test_the_run_goes_on_without_a_client_that_fails(tmp_path: Path, failing_round: int) -> None:
+    reason = "<class 'RuntimeError'>:<'disk on fire'>\nTraceback: many lines"
+    folder = tmp_path / "run"
+    grid = flower_run(folder, as_sender(fail_in(failing_round, 1, reason)))
+    entries = read_json(folder / "run.json")["clients"]
+    assert [entry["status"] for entry in entries] == ["ok", "failed", "ok"]
+    assert "disk on fire" in entries[1]["reason"] and "\n" not in entries[1]["reason"]
+    assert "client 1 is left out" in notes(folder) and "disk on fire" in notes(folder)
+    rows = read_json(folder / "metrics.json")["rows"]
+    assert all([one["client"] for one in row["clients"]] == [0, 2] for row in rows)
+    assert sorted(states_sent(grid)) == ([0, 2] if failing_round == 1 else [0, 1, 2])
+    page = write_report(folder).read_text()
+    assert "Client 1 failed" in page and "disk on fire" in page
+
+
+def test_a_client_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
+    flower_run(tmp_path / "run", lambda round_, client, reply: None if client == 2 else reply)
+    entry = read_json(tmp_path / "run" / "run.json")["clients"][2]
+    assert entry["reason"] == "it did not answer in time" and entry["bytes_sent"] == 0
+
+
+def test_every_client_failing_is_one_clear_error(tmp_path: Path) -> None:
+    def change(round_: int, client: int, reply: Message) -> Message:
+        return Message(error_reply(reply, "out of memory").error, reply_to=reply)
+
+    with pytest.raises(FedBiCrossError, match=r"no client sent a usable model.*out of memory"):
+        flower_run(tmp_path / "run", as_sender(change))
+    assert "out of memory" in notes(tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_fewer_clients_than_clusters_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FedBiCrossError, match=r"clustering.clusters = 3, but only 2 client\(s\)"):
+        flower_run(tmp_path / "run", as_sender(fail_in(1, 0, "gone")), clustering__clusters=3)
+
+
+def test_too_few_nodes_are_told_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(tiny(), out=str(tmp_path / "run"))
+    monkeypatch.setattr("server_app.app.OneShot", lambda server: OneShot(server, node_timeout=0.05))
+    with pytest.raises(FedBiCrossError, match=r"partition.clients = 3, but 2 node\(s\) are connected"):
+        run_app(config, LocalGrid(config, 2))
+
+
+def spoil(name: str, values: torch.Tensor | None) -> Change:
+    """Client 1 uploads other values for one tensor, or (None) leaves it out."""
+
+    def change(round_: int, client: int, reply: Message) -> Message:
+        if (round_, client) == (1, 1):
+            record = cast(ArrayRecord, reply.content["arrays"])
+            if values is None:
+                del record[name]
+            else:
+                record[name] = Array(values.numpy())
+        return reply
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (spoil("fc.bias", torch.full((8,), torch.nan)), "fc.bias holds values that are not finite"),
+        (spoil("fc.bias", None), "1 tensor(s) are missing, such as fc.bias"),
+    ],
+)
+def test_a_bad_upload_is_refused_on_the_way(tmp_path: Path, change: Change, reason: str) -> None:
+    folder = tmp_path / "run"
+    grid = flower_run(folder, change)
+    entry = read_json(folder / "run.json")["clients"][1]
+    assert entry["status"] == "failed" and reason in entry["reason"]
+    assert sorted(states_sent(grid)) == [0, 2]
+    assert not (folder / "uploads" / "client-01.safetensors").exists()
+
+
+def test_a_run_that_was_interrupted_goes_on_under_flower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Watch(patch, stop=("synthesis, cluster 1", None, 2))
+        flower_run(folder)
+    watch = Watch(monkeypatch)
+    grid = flower_run(folder)
+    assert not {"training", "clustering", "synthesis, cluster 0"} & {stage for stage, _ in watch.work}
+    assert not any(arrays_of(reply) for reply in grid.replies[0])
+    assert outcome(folder) == outcome(reference())
+
+
+def test_a_client_that_comes_back_after_an_interruption_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stages that were finished without it must not be used: they know nothing of its upload.
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Watch(patch, stop=("synthesis, cluster 1", None, 2))
+        flower_run(folder, as_sender(fail_in(1, 1, "for now")))
+    flower_run(folder)
+    assert outcome(folder) == outcome(reference())
+
+
+def test_no_reply_carries_arrays_in_round_2(run: tuple[Path, LocalGrid]) -> None:
+    assert all(arrays_of(reply) for reply in run[1].replies[0])
+    assert not any(arrays_of(reply) for reply in run[1].replies[1])

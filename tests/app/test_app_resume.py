@@ -1,0 +1,182 @@
+"""A run that was interrupted goes on: the same bits come out, and nothing that was finished is done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from small_runs import Step, Watch, flip_byte, outcome, reference, run_tiny, tiny
+
+from fedbicross_flwr import server
+from fedbicross_flwr.artifacts import read_tensors
+from fedbicross_flwr.in_process import run_in_process
+from fedbicross_flwr.run_folder import RunFolder
+
+Work = set[tuple[str, int | None]]
+
+TRAINING: list[Work] = [{("training", client)} for client in range(3)]
+SERVER: list[Work] = [
+    {("clustering", None)},
+    {("synthesis, cluster 0", None)},
+    {("synthesis, cluster 1", None)},
+    {("cross-cluster optimisation", None)},
+]
+PERSONAL: list[Work] = [{("personalisation", client), ("fine-tuning", client)} for client in range(3)]
+EVERYTHING = [*TRAINING, *SERVER, *PERSONAL]
+
+
+def from_step(first: int) -> Work:
+    """All work from one step of `EVERYTHING` on."""
+    return set().union(*EVERYTHING[first:])
+
+
+def interrupt(folder: Path, stop: Step) -> Work:
+    """Run until `stop`; return the work that was done."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(folder)
+    return watch.work
+
+
+def go_on(folder: Path) -> Work:
+    """Run to the end; return the work that was done."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        run_tiny(folder)
+    assert not (folder / "stages").exists()
+    return watch.work
+
+
+def test_the_list_of_work_is_complete(tmp_path: Path) -> None:
+    assert go_on(tmp_path / "run") == from_step(0)
+    assert outcome(tmp_path / "run") == outcome(reference())
+
+
+@pytest.mark.parametrize(
+    ("stop", "first"),
+    [
+        (("training", 1, 1), 1),
+        (("clustering", None, 1), 3),
+        (("synthesis, cluster 1", None, 2), 5),
+        (("cross-cluster optimisation", None, 1), 6),
+        (("personalisation", 1, 1), 8),
+    ],
+)
+def test_an_interrupted_run_goes_on(tmp_path: Path, stop: Step, first: int) -> None:
+    interrupt(tmp_path / "run", stop)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert go_on(tmp_path / "run") == from_step(first)
+    assert outcome(tmp_path / "run") == outcome(reference())
+
+
+def test_an_interruption_between_the_rounds_repeats_no_training(tmp_path: Path) -> None:
+    calls: list[None] = []
+
+    def after_client() -> None:
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process(tiny(), tmp_path / "run", after_client)
+    assert go_on(tmp_path / "run") == from_step(3)
+    assert outcome(tmp_path / "run") == outcome(reference())
+
+
+def is_finished(folder: Path) -> bool:
+    return RunFolder(folder).finished
+
+
+def test_a_run_without_its_report_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(server, "write_report", interrupted)
+        run_in_process(tiny(), tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").exists() and not is_finished(tmp_path / "run")
+    assert go_on(tmp_path / "run") == set()
+    assert is_finished(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(reference())
+
+
+def test_a_killed_process_leaves_a_folder_that_goes_on(tmp_path: Path) -> None:
+    source = f"""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from small_runs import run_tiny
+        from fedbicross_flwr.progress import EventLog
+        from fedbicross_flwr.run_folder import RunFolder
+
+        def kill(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def killed_while_writing(source, target):
+            kill() if "optimisation" in str(target) else rename(source, target)
+
+        rename = Path.replace
+        Path.replace = killed_while_writing
+        run_tiny(Path({str(tmp_path / "run")!r}))
+    """
+    root = Path(server.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = [path.name for path in (tmp_path / "run" / "stages").glob("*.safetensors")]
+    assert sorted(kept) == [
+        f"{name}.safetensors" for name in ("clustering", "synthesis-0-0", "synthesis-0-1")
+    ]
+    assert go_on(tmp_path / "run") == from_step(6)
+    assert outcome(tmp_path / "run") == outcome(reference())
+
+
+def cut_short(path: Path) -> None:
+    """Leave the first half of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+OPTIMISING: Step = ("cross-cluster optimisation", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "again"),
+    [
+        (["stages/clustering"], SERVER[0]),
+        (["stages/synthesis-0-0", "stages/synthesis-0-1"], SERVER[1] | SERVER[2]),
+        (["uploads/client-01"], set()),  # the client has its own copy
+        (["uploads/client-01", "sites/client-01/local"], TRAINING[1]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_a_damaged_file_is_made_again(tmp_path: Path, damaged: list[str], again: Work) -> None:
+    folder = tmp_path / "run"
+    interrupt(folder, OPTIMISING)
+    for name in damaged[:1]:
+        flip_byte(folder / f"{name}.safetensors")
+    for name in damaged[1:]:
+        cut_short(folder / f"{name}.safetensors")
+    assert go_on(folder) == from_step(6) | again
+    assert outcome(folder) == outcome(reference())
+    for upload in (folder / "uploads").iterdir():
+        read_tensors(upload)
+
+
+def test_a_personal_model_that_is_gone_is_distilled_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupt(folder, ("personalisation", 2, 1))
+    (folder / "sites" / "client-00" / "personal.safetensors").unlink()
+    assert go_on(folder) == PERSONAL[0] | PERSONAL[2]
+    assert outcome(folder) == outcome(reference())

@@ -1,0 +1,186 @@
+"""The configuration: every complaint names its key, flat settings go round, TOML and overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedbicross_flwr.config import ClientConfig, RunConfig
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.settings import parse_override, read_toml, walk
+
+DECLARED: dict[str, Any] = {key: declared for key, declared, _ in walk(RunConfig())}
+NUMBERS = [key for key, declared in DECLARED.items() if type(declared.default) in (int, float)]
+WORDS = [key for key, declared in DECLARED.items() if declared.metadata["choices"]]
+LOCAL = {"out", "data.path", "data.root", "data.download", "runtime.reply_timeout"}
+
+
+def complaint(flat: dict[str, Any]) -> str:
+    with pytest.raises(FedBiCrossError) as caught:
+        RunConfig.from_flat(flat)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", DECLARED)
+def test_a_value_of_the_wrong_type_names_its_key(key: str) -> None:
+    kind = type(DECLARED[key].default)
+    for wrong in ([1], None, "word" if kind in (int, float, bool) else 3, True if kind is not bool else 1):
+        assert key in complaint({key: wrong})
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_out_of_bounds_name_their_key(key: str) -> None:
+    rules, kind = DECLARED[key].metadata, type(DECLARED[key].default)
+    assert rules["low"] is not None or rules["above"] is not None, "every number has a lower bound"
+    wrong = [rules["above"]] if rules["above"] is not None else [rules["low"] - 1]
+    wrong += [rules["high"] + 1] if rules["high"] is not None else []
+    for value in wrong:
+        assert key in complaint({key: kind(value)}) and f"{kind(value)}" in complaint({key: kind(value)})
+    if kind is float:
+        assert f"{key} is not a number" in complaint({key: math.nan})
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_words_that_are_not_offered_name_the_key_and_the_choices(key: str) -> None:
+    choices = DECLARED[key].metadata["choices"]
+    said = complaint({key: choices[0] + "x"})
+    assert key in said and all(word in said for word in choices) and f"did you mean {choices[0]}" in said
+    for word in choices:
+        assert RunConfig.from_flat({key: word}).flat()[key] == word
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("client.epoch", "client.epochs"), ("cross_cluster.weigts", "cross_cluster.weights"), ("sed", "seed")],
+)
+def test_unknown_keys_name_the_near_ones(key: str, near: str) -> None:
+    said = complaint({key: 1})
+    assert repr(key) in said and near in said
+
+
+def test_near_names() -> None:
+    assert near_names("epohcs", ["epochs", "lr"]) == " (did you mean epochs?)"
+    assert near_names("zzz", ["epochs", "lr"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("flat", "words"),
+    [
+        ({"clustering.clusters": 6}, ["clustering.clusters = 6", "partition.clients = 5"]),
+        ({"data.phantom_channels": 2}, ["data.phantom_channels = 2"]),
+        ({"inversion.batch_size": 4}, ["inversion.batch_size = 4", "cross_cluster.train_fraction = 0.8"]),
+    ],
+)
+def test_settings_that_do_not_go_together(flat: dict[str, Any], words: list[str]) -> None:
+    said = complaint(flat)
+    assert all(word in said for word in words)
+
+
+def test_flat_goes_round() -> None:
+    changed = {
+        "seed": 7,
+        "partition.alpha": math.inf,
+        "clustering.clusters": "auto",
+        "client.augment": True,
+        "out": "here",
+        "inversion.iterations": 3,
+        "teacher.aggregation": "logits",
+        "personal.gamma": 1,
+    }
+    config = RunConfig.from_flat(changed)
+    flat = config.flat()
+    assert list(flat) == list(DECLARED) and len(flat) > 60
+    assert {key: flat[key] for key in changed} == changed
+    assert type(flat["personal.gamma"]) is float, "an integer is taken for a float"
+    assert RunConfig.from_flat(flat) == config
+    assert RunConfig.from_flat({}) == RunConfig()
+
+
+def test_direct_construction_is_checked_too() -> None:
+    with pytest.raises(FedBiCrossError, match=r"client\.epochs = 0"):
+        RunConfig(client=ClientConfig(epochs=0))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 3  # type: ignore[misc]
+
+
+def other_value(key: str) -> Any:
+    declared = DECLARED[key]
+    default, choices = declared.default, declared.metadata["choices"]
+    if choices:
+        return next(word for word in choices if word != default)
+    if isinstance(default, bool):
+        return not default
+    if key == "data.phantom_channels":
+        return 1
+    if key in ("data.name", "model.name", "runtime.device"):
+        return "other"
+    if isinstance(default, str):
+        return default + "x"
+    high = declared.metadata["high"]
+    return default / 2 if isinstance(default, float) and high is not None and default > 0 else default + 1
+
+
+@pytest.mark.parametrize("key", DECLARED)
+def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
+    changed = RunConfig.from_flat({key: other_value(key)})
+    assert (changed.fingerprint() == RunConfig().fingerprint()) is (key in LOCAL)
+
+
+def test_read_toml_flattens_tables(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('seed = 3\n[partition]\nalpha = inf\n[client]\nschedule = "step"\naugment = true\n')
+    flat = read_toml(file)
+    assert flat == {"seed": 3, "partition.alpha": math.inf, "client.schedule": "step", "client.augment": True}
+    assert RunConfig.from_flat(flat).client.schedule == "step"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"seed = ", "not valid TOML"),
+        (b"\xff\xfe", "not valid TOML"),
+        (b"[client]\nlr = [1, 2]\n", "client.lr is a list"),
+        (b"[client]\nlr = 2026-01-02\n", "client.lr is a date"),
+    ],
+)
+def test_read_toml_names_the_file_and_the_fault(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(FedBiCrossError) as caught:
+        read_toml(file)
+    assert str(file) in str(caught.value) and words in str(caught.value)
+
+
+def test_read_toml_of_nothing(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(FedBiCrossError, match="cannot read configuration"):
+            read_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("client.epochs=3", ("client.epochs", 3)),
+        ("partition.alpha = 0.1", ("partition.alpha", 0.1)),
+        ("partition.alpha=inf", ("partition.alpha", math.inf)),
+        ("client.augment=true", ("client.augment", True)),
+        ("data.name=bloodmnist", ("data.name", "bloodmnist")),
+        ('data.name="bloodmnist"', ("data.name", "bloodmnist")),
+        ("data.path=/a b/x=1.npz", ("data.path", "/a b/x=1.npz")),
+        ("out=", ("out", "")),
+    ],
+)
+def test_parse_override(text: str, expected: tuple[str, Any]) -> None:
+    key, value = parse_override(text)
+    assert (key, value) == expected and type(value) is type(expected[1])
+
+
+@pytest.mark.parametrize("text", ["client.epochs", "=3", "  =3", ""])
+def test_overrides_without_key_or_value_are_shown_how(text: str) -> None:
+    with pytest.raises(FedBiCrossError, match="key=value"):
+        parse_override(text)

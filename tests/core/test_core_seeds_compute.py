@@ -1,0 +1,98 @@
+"""Seeds by purpose, and the device, precision and threads of a computation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny import CPU, noise, smooth_net
+
+from fedbicross_flwr.compute import Compute, cpu_threads, resolve_device, server_threads
+from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.seeds import derive_seed, numpy_generator, torch_generator
+
+
+def test_every_purpose_client_and_round_has_a_stream_of_its_own() -> None:
+    purposes = ("training", "partition", "inversion/1", "inversion/11")
+    cases = list(itertools.product((0, 1, 11), purposes, (None, 0, 1, 11), (None, 0, 1)))
+    seeds = {derive_seed(*case) for case in cases}
+    assert len(seeds) == len(cases) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # The first eight bytes, little-endian and halved, of sha256 of "0|partition|None|None" and so on.
+        # A change of these would change the result of every published run.
+        ((0, "partition"), 8_191_744_006_782_981_917),
+        ((3, "training", 2, 1), 7_325_576_302_852_395_807),
+    ],
+)
+def test_seeds_are_stable(arguments: tuple[int, str], expected: int) -> None:
+    assert derive_seed(*arguments) == expected
+
+
+def test_generators_repeat_and_differ_by_purpose() -> None:
+    def both(purpose: str, client: int | None = None) -> list[float]:
+        return [
+            float(torch.rand(1, generator=torch_generator(5, purpose, client))),
+            float(numpy_generator(5, purpose, client).random()),
+        ]
+
+    assert both("probes") == both("probes")
+    draws = np.array([both("probes"), both("training"), both("training", 0), both("training", 1)])
+    assert len(np.unique(draws)) == draws.size
+
+
+def test_generators_leave_the_global_state_alone() -> None:
+    kept = torch.get_rng_state()
+    torch.rand(3, generator=torch_generator(0, "probes"))
+    assert torch.equal(torch.get_rng_state(), kept)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_cpu_threads_are_given_back(fails: bool) -> None:
+    former = torch.get_num_threads()
+    other = 3 if former != 3 else 2
+    try:
+        with cpu_threads(other):
+            assert torch.get_num_threads() == other
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert torch.get_num_threads() == former
+
+
+def test_server_threads_default_to_all_cores() -> None:
+    assert server_threads(RuntimeConfig(server_threads=3)) == 3
+    assert server_threads(RuntimeConfig(server_threads=0)) >= 1
+
+
+@pytest.mark.parametrize("name", ["cpuu", "meta", "mps" if torch.cuda.is_available() else "cuda:0"])
+def test_an_absent_device_is_named(name: str) -> None:
+    with pytest.raises(FedBiCrossError, match=rf"runtime\.device = '{name}'.*try auto or cpu"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_is_as_asked_and_logits_are_float32(precision: str, dtype: torch.dtype) -> None:
+    compute = Compute.of(RuntimeConfig(device="cpu", precision=precision))
+    assert compute.dtype == dtype and compute.precision == precision and compute.device.type == "cpu"
+    model = compute.place(smooth_net().eval())
+    images = compute.images(noise(3, 1, 28, 28))
+    logits = compute.logits(model, images)
+    reference = CPU.logits(model, images)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, reference) is (precision == "float32")
+    torch.testing.assert_close(logits, reference, rtol=0.1, atol=0.1)
+
+
+def test_placing_takes_the_channels_last_layout() -> None:
+    images = CPU.images(noise(2, 3, 28, 28))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    weight = CPU.place(smooth_net(channels=3)).get_parameter("body.0.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
