@@ -93,7 +93,8 @@ def values(declared: dataclasses.Field[Any]) -> str:
         kind += f" ≥ {low:g}"
     elif above is not None:
         kind += f" > {above:g}" + (f", ≤ {high:g}" if high is not None else "")
-    return " or ".join([kind, *(f"`{word}`" for word in rules["words"])])
+    words = [*rules["words"], *(["inf"] if rules["infinite"] else [])]
+    return " or ".join([kind, *(f"`{word}`" for word in words)])
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -236,10 +236,13 @@ class CrossClusterConfig:
         "share of the trajectory that is replayed, counted from its end",
         above=0.0,
         high=1.0,
-        source="1.0",
+        source="Algorithm 1: 1.0",
     )
     replay_order: str = setting(
-        "shuffled", "order of the replayed iterates", choices=("in_order", "shuffled"), source="in_order"
+        "shuffled",
+        "order of the replayed iterates",
+        choices=("in_order", "shuffled"),
+        source="Algorithm 1: in_order",
     )
     sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(

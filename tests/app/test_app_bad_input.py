@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import TINY, checksums, read_json, reference, run_tiny, save_site, tiny, without_report
+from small_runs import TINY, checksums, read_json, reference, save_site, tiny, without_report
 
 from fedbicross_flwr import cli, server
 from fedbicross_flwr import simulate as simulate_module
@@ -258,7 +259,7 @@ def test_when_no_client_can_be_trained_it_is_one_error(
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
-    return run_tiny(tmp_path_factory.mktemp("earlier") / "run")
+    return Path(shutil.copytree(reference(), tmp_path_factory.mktemp("earlier") / "run"))
 
 
 def test_a_folder_of_other_settings_is_refused(command: Command, earlier: Path) -> None:
@@ -270,7 +271,8 @@ def test_a_folder_of_other_settings_is_refused(command: Command, earlier: Path) 
 
 def test_a_folder_of_other_data_is_refused(command: Command, tmp_path: Path) -> None:
     own = save_site(tmp_path / "own.npz")
-    assert command("--data", str(own)).status == 0
+    config = tiny(data__name="site", data__path=str(own))
+    server.Server.open(config, tmp_path / "run", "in-process")
     before = checksums(tmp_path / "run")
     save_site(own, train_labels=np.arange(36)[::-1] % 3)
     command("--data", str(own)).is_refusal("other images", "--out")

@@ -53,16 +53,10 @@ def go_on(folder: Path) -> Work:
     return watch.work
 
 
-def test_the_list_of_work_is_complete(tmp_path: Path) -> None:
-    assert go_on(tmp_path / "run") == from_step(0)
-    assert outcome(tmp_path / "run") == outcome(reference())
-
-
 @pytest.mark.parametrize(
     ("stop", "first"),
     [
         (("training", 1, 1), 1),
-        (("clustering", None, 1), 3),
         (("synthesis, cluster 1", None, 2), 5),
         (("cross-cluster optimisation", None, 1), 6),
         (("personalisation", 1, 1), 8),
