@@ -96,7 +96,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 
 
 def server_threads(runtime: RuntimeConfig) -> int:
-    """Return the CPU threads of the server's stages."""
+    """Return the CPU cores of the server's stages."""
     return runtime.server_threads or len(os.sched_getaffinity(0))
 
 

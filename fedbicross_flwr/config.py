@@ -277,7 +277,12 @@ class RuntimeConfig:
     client_threads: int = setting(
         1, "CPU threads of one client; part of the result, as sums depend on it", low=1
     )
-    server_threads: int = setting(0, "CPU threads of the server; 0 takes all cores", low=0)
+    server_threads: int = setting(
+        0,
+        "CPU cores of the server, which works on as many clusters at once; 0 takes all",
+        low=0,
+        shapes_result=False,
+    )
     reply_timeout: float = setting(
         86400.0, "seconds that the server waits for a round's replies", above=0.0, shapes_result=False
     )
@@ -349,7 +354,6 @@ class RunConfig:
         """Return a hash of the settings that shape a client's upload, and of no other."""
         sections = ("seed", "data", "partition", "model", "client", "runtime")
         relevant = {key: v for key, v in self.shaping().items() if key.split(".")[0] in sections}
-        relevant.pop("runtime.server_threads")
         return hash_settings(relevant)
 
     def shaping(self) -> dict[str, Scalar]:

@@ -11,6 +11,7 @@ second derivatives: dG'/dw_j = -eta_G grad L_j, hence dL_val/dw_j = -eta_G <grad
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from fedbicross_flwr.config import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.models import state_of
+from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.training import SCHEDULES
 
 
@@ -201,8 +203,9 @@ def optimise(
     done: int,
     total: int,
     after_step: Callable[[int], None] = lambda step: None,
+    workers: int = 1,
 ) -> Tensor:
-    """Replay one synthesis round over all targets.
+    """Replay one synthesis round over all targets, which do not depend on each other.
 
     Parameters
     ----------
@@ -214,16 +217,25 @@ def optimise(
         Steps before this round, and steps of all rounds: the learning-rate schedule is in fractions of
         the whole.
 
+    after_step : callable
+        Called with 1, 2, ... for each step of each target.
+    workers : int, default 1
+        Targets that are worked on at once.
+
     Returns
     -------
     Tensor
         w after each step, (steps, K, K).
     """
-    history = []
-    for step, t in enumerate(order, start=done):
-        for target in targets:
-            config = target.config
+    steps = itertools.count(1)
+
+    def replay(target: Target, check: Check) -> Tensor:
+        config, history = target.config, []
+        for step, t in enumerate(order, start=done):
             target.step(sources, t, iterations, config.lr * SCHEDULES[config.schedule](step / total))
-        history.append(torch.stack([target.weights.detach().cpu() for target in targets]))
-        after_step(step + 1)
-    return torch.stack(history)
+            history.append(target.weights.detach().cpu())
+            after_step(next(steps))
+            check()
+        return torch.stack(history)
+
+    return torch.stack(side_by_side(replay, targets, workers), dim=1)

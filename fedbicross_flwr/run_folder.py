@@ -35,15 +35,15 @@ class RunFolder:
     ----------
     path : Path
         ``runs/<id>``.
-    seconds : dict of str to float
-        Time by kind of stage; stages that were done before count what they took then.
+    spans : list of (kind, start, seconds)
+        When each finished stage ran; one that was done before an interruption has no start.
     inputs : str
         Identifies the uploads that stages work on: a client may come back after an interruption, and
         stages that were finished without it are of no use then.
     """
 
     path: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    spans: list[tuple[str, float | None, float]] = field(default_factory=list)
     inputs: str = ""
 
     @classmethod
@@ -107,15 +107,27 @@ class RunFolder:
             tensors, facts = {}, {}
         if facts.get("inputs") == self.inputs:
             result = StageResult(tensors, json.loads(facts["facts"]))
-            seconds = float(facts["seconds"])
+            self.spans.append((kind, None, float(facts["seconds"])))
         else:
             start = time.perf_counter()
             result = compute()
             seconds = time.perf_counter() - start
             said = {"facts": json.dumps(result.facts), "seconds": str(seconds), "inputs": self.inputs}
             write_tensors(path, result.tensors, said)
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+            self.spans.append((kind, start, seconds))
         return result
+
+    def seconds(self) -> dict[str, float]:
+        """Return the time of each kind of stage; what ran side by side counts once."""
+        totals: dict[str, float] = {}
+        ends: dict[str, float] = {}
+        for kind, start, seconds in sorted(self.spans, key=lambda span: span[1] or 0.0):
+            counted = seconds
+            if start is not None:
+                counted = max(start + seconds - max(start, ends.get(kind, start)), 0.0)
+                ends[kind] = max(start + seconds, ends.get(kind, start))
+            totals[kind] = totals.get(kind, 0.0) + counted
+        return totals
 
     def drop_stages(self) -> None:
         """Remove what was kept only to go on after an interruption."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fedbicross_flwr.artifacts import digest, save_model
-from fedbicross_flwr.compute import Compute, cpu_threads, server_threads
+from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
@@ -135,7 +135,7 @@ class Server:
             f"{upload.client}:{upload.num_samples}:{digest(upload.state)[:16]}" for upload in uploads
         )
         task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
-        with cpu_threads(server_threads(self.config.runtime)):
+        with cpu_threads(1):
             self.outcome = METHODS["fedbicross"](uploads, task)
         names = self.data.source.info.class_names
         for index, state in enumerate(self.outcome.models):
@@ -174,9 +174,9 @@ class Server:
         start = time.perf_counter()
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         task = ServerTask(self.spec, self.config, self.compute, self.progress)
-        with cpu_threads(server_threads(self.config.runtime)), torch.inference_mode():
+        with cpu_threads(1), torch.inference_mode():
             server_scores(uploads, done, self.data, task)
-        seconds = {**self.folder.seconds, **rounds, "evaluation": time.perf_counter() - start}
+        seconds = {**self.folder.seconds(), **rounds, "evaluation": time.perf_counter() - start}
         seconds["total"] = time.perf_counter() - self.started
         write_metrics(self.folder, done, payload_bytes(uploads[0].state), len(uploads))
         records = [self.clients[client] for client in sorted(self.clients)]

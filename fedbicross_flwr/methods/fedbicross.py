@@ -37,6 +37,7 @@ from fedbicross_flwr.methods.protocol import (
 )
 from fedbicross_flwr.models import build_model, state_of
 from fedbicross_flwr.noise_adaptation import steps_read, teacher_scores
+from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.seeds import derive_seed, torch_generator
 
 
@@ -55,7 +56,7 @@ def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
     weights = [torch.stack([target.weights.cpu() for target in targets]).unsqueeze(0)]
     syntheses: list[Synthesis] = []
     for round in range(task.config.cross_cluster.synthesis_rounds):
-        syntheses = [synthesise(k, round, ensemble, clustering, task) for k, ensemble in enumerate(ensembles)]
+        syntheses = synthesise_all(round, ensembles, clustering, task)
         inversions += [Inversion(round, k, one.diagnostics) for k, one in enumerate(syntheses)]
         weights.append(replay(round, targets, ensembles, syntheses, task))
     return ServerOutcome(
@@ -121,8 +122,19 @@ def build_targets(uploads: Sequence[ClientUpload], clustering: Clustering, task:
     return targets
 
 
+def synthesise_all(
+    round: int, ensembles: Sequence[Ensemble], clustering: Clustering, task: ServerTask
+) -> list[Synthesis]:
+    """Invert every cluster's ensemble; they do not depend on each other."""
+
+    def work(k: int, check: Check) -> Synthesis:
+        return synthesise(k, round, ensembles[k], clustering, task, check)
+
+    return side_by_side(work, range(len(ensembles)), task.workers)
+
+
 def synthesise(
-    cluster: int, round: int, ensemble: Ensemble, clustering: Clustering, task: ServerTask
+    cluster: int, round: int, ensemble: Ensemble, clustering: Clustering, task: ServerTask, check: Check
 ) -> Synthesis:
     """Invert one cluster's ensemble, as a stage that is kept until the run is finished."""
     config = task.config
@@ -136,6 +148,7 @@ def synthesise(
 
         def after_step(t: int) -> None:
             task.progress.advance(f"synthesis, cluster {cluster}", t, inversion.iterations)
+            check()
 
         keep = iterates_needed(config)
         made = invert(
@@ -180,15 +193,16 @@ def replay(
     total = len(order) * config.cross_cluster.synthesis_rounds
 
     def compute() -> StageResult:
-        sources = [
-            build_source(ensemble, synthesis, task)
-            for ensemble, synthesis in zip(ensembles, syntheses, strict=True)
-        ]
+        pairs = list(zip(ensembles, syntheses, strict=True))
+        sources = side_by_side(lambda pair, check: build_source(*pair, task), pairs, task.workers)
 
         def after_step(step: int) -> None:
-            task.progress.advance("cross-cluster optimisation", step, total)
+            before = round * len(order) * len(targets)
+            task.progress.advance("cross-cluster optimisation", before + step, total * len(targets))
 
-        history = optimise(targets, sources, order, iterations, round * len(order), total, after_step)
+        history = optimise(
+            targets, sources, order, iterations, round * len(order), total, after_step, task.workers
+        )
         check_finite(targets, history)
         tensors = {"weights": history}
         for target in targets:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fedbicross_flwr.clustering import Clustering
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state
 from fedbicross_flwr.progress import Progress
@@ -60,6 +60,11 @@ class ServerTask:
     compute: Compute
     progress: Progress
     stages: Stages = field(default_factory=Unkept)
+
+    @property
+    def workers(self) -> int:
+        """Return how many clusters are worked on at once: one an accelerator, or one a CPU core."""
+        return server_threads(self.config.runtime) if self.compute.device.type == "cpu" else 1
 
     def load(self, state: StateDict) -> nn.Module:
         """Return a network with these weights on the device, frozen and in eval mode."""

@@ -38,7 +38,8 @@ class ResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width * 8, num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # A network that is built only to be given weights lives on the meta device: nothing to draw.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, images: Tensor) -> Tensor:

@@ -250,16 +250,26 @@ def test_optimise_records_the_weights_and_follows_the_schedule() -> None:
     steps: list[int] = []
 
     def note(step: int) -> None:
-        rates.append(targets[1].optimiser.param_groups[0]["lr"])
+        rates.append(targets[(step - 1) // 3].optimiser.param_groups[0]["lr"])
         steps.append(step)
 
     history = optimise(targets, made, [4, 3, 1], T, done=3, total=8, after_step=note)
-    # Steps 3, 4 and 5 of 8 are .375, .5 and .625 of the whole.
-    assert steps == [4, 5, 6] and rates == pytest.approx([0.3, 0.03, 0.03])
+    # Steps 3, 4 and 5 of 8 are .375, .5 and .625 of the whole; one target goes after the other.
+    assert steps == [1, 2, 3, 4, 5, 6] and rates == pytest.approx([0.3, 0.03, 0.03] * 2)
     assert history.shape == (3, 2, 2)
     torch.testing.assert_close(history.sum(2), torch.ones(3, 2, dtype=history.dtype))
     assert torch.equal(history[-1], torch.stack([one.weights for one in targets]))
     assert not torch.equal(history[0], history[1]), "the entries must not be one live tensor"
+
+
+def test_targets_side_by_side_give_the_same_bits_as_one_after_the_other() -> None:
+    made = sources(2)
+    results = []
+    for workers in (1, 2):
+        targets = [target([0.5, 0.5], cluster=k) for k in (0, 1)]
+        history = optimise(targets, made, [4, 3, 1], T, done=0, total=3, workers=workers)
+        results.append([history, *(p.detach() for one in targets for p in one.parameters)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_flat_gradients_go_back_to_their_parameters() -> None:

@@ -22,9 +22,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.launch import keeper
 from fedbicross_flwr.launch.app_folder import find_app, run_config_toml, stage_app
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.launch.launcher import Resources, fit_resources, simulate
 from fedbicross_flwr.launch.resources import share_out
 

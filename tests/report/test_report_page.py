@@ -14,8 +14,8 @@ from PIL import Image
 from run_builder import CLASSES, MakeRun, edit
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.report import load_run, results_table, write_report
 from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.report import load_run, results_table, write_report
 from fedbicross_flwr.report.figures import FIGURES, Rendered
 from fedbicross_flwr.report.page import render_page
 from fedbicross_flwr.report.view import headlines

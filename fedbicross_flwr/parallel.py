@@ -1,0 +1,56 @@
+"""Independent pieces of a server's stage, such as its clusters, side by side on the CPU's cores.
+
+Every piece computes on one thread. Sums then do not depend on the number of cores, and small networks gain
+more from pieces side by side than from threads inside an operation, which wait for each other at its end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from fedbicross_flwr.compute import cpu_threads
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Check = Callable[[], None]
+"""To be called now and then by a piece of work; raises when the others were given up."""
+
+
+class GivenUpError(Exception):
+    """Ends a piece of work whose result nobody waits for any more."""
+
+
+def side_by_side(work: Callable[[Item, Check], Result], items: Sequence[Item], workers: int) -> list[Result]:
+    """Return ``[work(item, check) for item in items]``, on up to `workers` cores at once.
+
+    Parameters
+    ----------
+    work : callable
+        Must not share state between items. It calls ``check()`` once a step, so that an interruption or a
+        failure elsewhere ends it soon.
+    workers : int
+        With one, everything happens in the calling thread.
+    """
+    if workers <= 1 or len(items) <= 1:
+        with cpu_threads(1):
+            return [work(item, lambda: None) for item in items]
+    given_up = threading.Event()
+
+    def check() -> None:
+        if given_up.is_set():
+            raise GivenUpError
+
+    # The number of threads inside an operation is a property of the calling thread.
+    pool = ThreadPoolExecutor(min(workers, len(items)), initializer=torch.set_num_threads, initargs=(1,))
+    with pool:
+        try:
+            return list(pool.map(work, items, [check] * len(items)))
+        except BaseException:
+            given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
