@@ -80,7 +80,7 @@ def data_settings(data: str, root: str) -> dict[str, Scalar]:
     if not data:
         return chosen
     path = Path(data).expanduser()
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if data != "phantom" and (path.exists() or path.suffix or len(path.parts) > 1):
         return {**chosen, "data.name": "site", "data.path": str(path.resolve())}
     return {**chosen, "data.name": data, "data.path": ""}
 

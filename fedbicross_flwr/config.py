@@ -71,7 +71,7 @@ class ModelConfig:
 class ClientConfig:
     """Round 1: a client's supervised training."""
 
-    epochs: int = setting(12, "passes over the client's images", low=1, source="IV-A: 100")
+    epochs: int = setting(10, "passes over the client's images", low=1, source="IV-A: 100")
     lr: float = setting(0.02, "learning rate of SGD", above=0.0, source="IV-A: 1e-3")
     momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=0.9999, source="FedISCA")
     weight_decay: float = setting(5e-4, "weight decay of SGD", low=0.0, source="FedISCA")
@@ -165,8 +165,8 @@ class TeacherConfig:
 class InversionConfig:
     """Stage 1: synthetic images from a cluster's ensemble."""
 
-    iterations: int = setting(80, "inversion steps T", low=1, source="IV-A: 500")
-    batch_size: int = setting(96, "synthetic images B of a cluster", low=4, source="IV-A: 256")
+    iterations: int = setting(60, "inversion steps T", low=1, source="IV-A: 500")
+    batch_size: int = setting(64, "synthetic images B of a cluster", low=4, source="IV-A: 256")
     lr: float = setting(0.05, "learning rate of Adam", above=0.0, source="IV-A")
     labels: str = setting(
         "balanced",
@@ -226,9 +226,10 @@ class CrossClusterConfig:
         source="FedISCA: step",
     )
     student_init: str = setting(
-        "random",
-        "G_k starts at `random` weights, or at the `average` of its cluster's uploads",
-        choices=("random", "average"),
+        "average",
+        "G_k starts at `random` weights, at the `average` of its cluster's uploads, or at the upload of the "
+        "`member` with the most images",
+        choices=("random", "average", "member"),
         source="Algorithm 1: random",
     )
     replay_fraction: float = setting(
@@ -244,7 +245,7 @@ class CrossClusterConfig:
         choices=("in_order", "shuffled"),
         source="Algorithm 1: in_order",
     )
-    sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
+    sweeps: int = setting(3, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(
         1,
         "times that fresh noise is inverted and replayed; G_k and w_k go on",
@@ -257,7 +258,7 @@ class CrossClusterConfig:
 class PersonalConfig:
     """Stage 3: personalised distillation at the client."""
 
-    epochs: int = setting(10, "passes over the client's images", low=0, source="IV-A")
+    epochs: int = setting(5, "passes over the client's images", low=0, source="IV-A: 10")
     lr: float = setting(1e-3, "constant learning rate of SGD", above=0.0, source="IV-A")
     gamma: float = setting(0.5, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A")
     delta: float = setting(0.3, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A")

@@ -41,7 +41,7 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
         clients = server.data.partition.num_clients
         with ProgressDisplay(folder / "progress.jsonl", clients, console) as display:
             run_it(config, folder, in_process, display)
-    console.print(f"\n[bold]{folder.name}[/bold]")
+    console.print(f"\n{folder.name}", style="bold", markup=False, highlight=False)
     render_terminal(results_table(load_run(folder)), console)
     print(f"\nreport: {folder / 'report.html'}")
 

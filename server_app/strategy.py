@@ -88,12 +88,12 @@ class OneShot(Strategy):
     def take(self, replies: Iterable[Message]) -> dict[int, Message]:
         """Sort the replies by client; note who refused, failed or did not answer."""
         taken: dict[int, Message] = {}
-        failures = []
+        failures: set[str] = set()
         for message in replies:
             if message.has_error():
-                failures.append(
-                    f"its ClientApp failed ({(message.error.reason or 'no reason given').splitlines()[0]})"
-                )
+                # Such a reply does not say which client it is; only who is missing tells that.
+                said = message.error.reason or "no reason given"
+                failures.add(f"its ClientApp failed ({said.splitlines()[0]})")
                 continue
             client = int(cast(int, cast(MetricRecord, message.content["client"])["client"]))
             self._nodes[client] = message.metadata.src_node_id
@@ -101,7 +101,7 @@ class OneShot(Strategy):
         expected = range(self.server.data.partition.num_clients)
         for client in expected:
             if client not in taken and not self.is_out(client):
-                self.leave_out(client, failures[0] if failures else "it did not answer in time")
+                self.leave_out(client, " or ".join(sorted(failures)) or "it did not answer in time")
         for client, message in list(taken.items()):
             if "refusal" in message.content:
                 self.leave_out(client, str(cast(ConfigRecord, message.content["refusal"])["reason"]))

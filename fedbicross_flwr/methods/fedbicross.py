@@ -6,11 +6,11 @@ G_k and the cross-cluster weights w_k. Stage 3 is the clients' (`fedbicross_flwr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedbicross_flwr.clustering import Clustering, cluster_clients
 from fedbicross_flwr.config import RunConfig
@@ -35,7 +35,7 @@ from fedbicross_flwr.methods.protocol import (
     ServerTask,
     StageResult,
 )
-from fedbicross_flwr.models import build_model, state_of
+from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import steps_read, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.seeds import derive_seed, torch_generator
@@ -108,18 +108,36 @@ def build_ensembles(
 def build_targets(uploads: Sequence[ClientUpload], clustering: Clustering, task: ServerTask) -> list[Target]:
     """Return every G_k at its start, with uniform or fixed weights w_k."""
     config = task.config.cross_cluster
-    start = initial_weights(config.weights, clustering.clusters, clustering.centroid_similarity)
+    weights = initial_weights(config.weights, clustering.clusters, clustering.centroid_similarity)
     targets = []
     for k in range(clustering.clusters):
-        model = build_model(task.spec, derive_seed(task.config.seed, "cluster-model", k))
-        if config.student_init == "average":
-            members = [uploads[i] for i in clustering.members(k)]
-            model.load_state_dict(
-                average_states([m.state for m in members], [float(m.num_samples) for m in members])
-            )
-        placed = task.compute.place(model)
-        targets.append(Target(k, placed, start[k].to(task.compute.device), config, task.compute))
+        members = [uploads[i] for i in clustering.members(k)]
+        model = task.compute.place(STARTS[config.student_init](members, k, task))
+        targets.append(Target(k, model, weights[k].to(task.compute.device), config, task.compute))
     return targets
+
+
+def random_start(members: Sequence[ClientUpload], cluster: int, task: ServerTask) -> nn.Module:
+    """Return a network with random weights (Algorithm 1)."""
+    return build_model(task.spec, derive_seed(task.config.seed, "cluster-model", cluster))
+
+
+def average_start(members: Sequence[ClientUpload], cluster: int, task: ServerTask) -> nn.Module:
+    """Return the sample-weighted average of the cluster's uploads."""
+    weights = [float(member.num_samples) for member in members]
+    return load_state(task.spec, average_states([member.state for member in members], weights))
+
+
+def member_start(members: Sequence[ClientUpload], cluster: int, task: ServerTask) -> nn.Module:
+    """Return the upload that was trained on the most images; of equal ones the first client's."""
+    return load_state(task.spec, max(members, key=lambda member: member.num_samples).state)
+
+
+STARTS: Mapping[str, Callable[[Sequence[ClientUpload], int, ServerTask], nn.Module]] = {
+    "random": random_start,
+    "average": average_start,
+    "member": member_start,
+}
 
 
 def synthesise_all(
