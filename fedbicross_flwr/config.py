@@ -167,7 +167,7 @@ class InversionConfig:
 
     iterations: int = setting(60, "inversion steps T", low=1, source="IV-A: 500")
     batch_size: int = setting(64, "synthetic images B of a cluster", low=4, source="IV-A: 256")
-    lr: float = setting(0.05, "learning rate of Adam", above=0.0, source="IV-A")
+    lr: float = setting(0.1, "learning rate of Adam", above=0.0, source="IV-A: 0.05")
     labels: str = setting(
         "balanced",
         "`balanced`: classes in turn; `cluster_prior`: like the cluster's mean prediction on probes",
