@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer.main
@@ -133,8 +134,20 @@ def test_the_version_is_told_alike_everywhere() -> None:
 COMMANDS = [words for block in blocks("bash") for words in block.commands()]
 
 
+def parse(program: typer.Typer, words: list[str]) -> dict[str, Any]:
+    """Let a command line parse a subcommand with its words; an unknown one or a wrong option is an error."""
+    group = typer.main.get_command(program)
+    assert isinstance(group, TyperGroup)
+    name, *rest = words
+    return group.commands[name].make_context(name, rest).params
+
+
 def check_fedbicross(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the words to the real command line, which builds its configuration and stops short of running."""
+    if words[0] != "simulate":
+        # These look at runs that a reader has and this test has not.
+        parse(app, words)
+        return
     built: list[RunConfig] = []
 
     def instead(config: RunConfig, out: Path | None, in_process: bool, console: Console) -> None:
@@ -148,11 +161,8 @@ def check_fedbicross(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_flwr(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Flower parse the words; its settings must be ours, and its nodes as many as our clients."""
-    group = typer.main.get_command(flwr_app)
-    assert isinstance(group, TyperGroup)
-    name, *rest = words
-    given = group.commands[name].make_context(name, rest).params
-    if name != "run":
+    given = parse(flwr_app, words)
+    if words[0] != "run":
         return
     config = RunConfig.from_flat(parse_config_args(list(given["run_config_overrides"] or [])))
     federation = parse_config_args(list(given["federation_config_overrides"] or []))
