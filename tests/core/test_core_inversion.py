@@ -130,7 +130,9 @@ def test_the_trajectory_holds_distinct_copies_of_the_kept_steps() -> None:
     first = result.iterates[1]
     # One step of Adam moves a pixel by its learning rate: x^(1) is the noise of the generator, moved so.
     start = torch.randn((6, 1, 28, 28), generator=generator())
-    torch.testing.assert_close((first - start).abs(), torch.full_like(first, 0.05), rtol=0.05, atol=1e-3)
+    torch.testing.assert_close(
+        (first - start).abs(), torch.full_like(first, InversionConfig().lr), rtol=0.05, atol=1e-3
+    )
     assert (result.iterates[3] - first).abs().mean() > 0.01
     assert not any(images.requires_grad for images in result.iterates.values())
 

@@ -101,7 +101,7 @@ def test_unknown_key_and_missing_app_are_told_before_anything_starts(tmp_path: P
 
 
 def test_find_app_is_this_checkout() -> None:
-    assert (find_app() / "fedbicross_flwr" / "launcher.py").exists()
+    assert (find_app() / "fedbicross_flwr" / "launch" / "launcher.py").exists()
 
 
 def test_stage_app_takes_what_the_bundle_is_made_of(tmp_path: Path) -> None:
