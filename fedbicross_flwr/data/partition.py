@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.seeds import derive_seed, numpy_generator
 
 Indices = NDArray[np.int64]
@@ -57,9 +58,7 @@ class Partition:
     def save(self, path: Path) -> None:
         """Write the partition as JSON; the file appears only when complete."""
         content = {part: [rows.tolist() for rows in getattr(self, part)] for part in ("train", "test")}
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_bytes(path, (json.dumps(content, separators=(",", ":")) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Partition:
