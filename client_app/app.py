@@ -96,7 +96,7 @@ def open_client(
     progress = EventLog(folder.path / "progress.jsonl")
     task = ClientTask(client, spec, config, Compute.of(config.runtime), progress)
     images = FederatedData(source, partition).client(client)
-    return images, task, SiteStore(folder.site(client), source.info.class_names)
+    return images, task, SiteStore.of(config, folder.site(client), source.info.class_names)
 
 
 def config_of(message: Message) -> Mapping[str, Any]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compute import cpu_threads
-from fedbicross_flwr.distillation import fine_tune, personalise
+from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import score_model
+from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.site_store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
@@ -55,10 +56,11 @@ def second_round(images: ClientImages, cluster: StateDict, task: ClientTask, sto
     FedBiCrossError
         When f_i of round 1 is no longer in the site's store.
     """
-    own = store.local(upload_key(images, task))
+    local_key = upload_key(images, task)
+    own = store.local(local_key)
     if own is None:
         raise FedBiCrossError(
-            f"{store.folder / 'local.safetensors'} holds no model of this run's first round: "
+            f"{store.own(local_key) / 'local.safetensors'} holds no model of this run's first round: "
             "the site's store was moved or changed; run the first round again"
         )
     key = f"{task.config.fingerprint()}/{images.fingerprint}/{task.client}/{digest(cluster)}"
@@ -66,25 +68,43 @@ def second_round(images: ClientImages, cluster: StateDict, task: ClientTask, sto
     if kept is not None:
         return kept
     with cpu_threads(task.config.runtime.client_threads):
-        personal = personalise(images.train, cluster, own.state, task)
-        longer = fine_tune(images.train, own.state, task)
-        models = {
-            "local-only": own.state,
-            "same-budget": longer,
-            "cluster-model": cluster,
-            "personal": personal,
-        }
-        tests = {protocol: part.to(task.compute) for protocol, part in images.tests.items()}
-        scores = {
-            row: score_model(task.compute.place(load_state(task.spec, state)), tests, task.compute)
-            for row, state in models.items()
-        }
+        personal = method_named(task.config.method).personalise(images.train, cluster, own.state, task)
+        shipped = {"cluster-model": cluster, "personal": personal}
+        scores = {**controls(images, own.state, local_key, task, store), **score_all(shipped, images, task)}
     store.save_personal(personal, task.spec, scores, key)
     return scores
+
+
+def controls(
+    images: ClientImages, own: StateDict, local_key: str, task: ClientTask, store: SiteStore
+) -> RowScores:
+    """Return the scores of f_i, and of f_i trained on for stage 3's budget; kept ones are used again."""
+    personal = task.config.personal
+    key = short_hash(f"{local_key}/{personal.epochs}/{personal.lr}/{sorted(images.tests)}")
+    kept = store.controls(local_key, key)
+    if kept is None:
+        models = {"local-only": own, "same-budget": fine_tune(images.train, own, task)}
+        kept = score_all(models, images, task)
+        store.save_controls(kept, local_key, key)
+    return kept
+
+
+def score_all(models: Mapping[str, StateDict], images: ClientImages, task: ClientTask) -> RowScores:
+    """Score models on the client's test images, under each protocol that it has."""
+    tests = {protocol: part.to(task.compute) for protocol, part in images.tests.items()}
+    return {
+        row: score_model(task.compute.place(load_state(task.spec, state)), tests, task.compute)
+        for row, state in models.items()
+    }
 
 
 def upload_key(images: ClientImages, task: ClientTask) -> str:
     """Return what identifies everything that shaped a client's upload."""
     precision = f"{task.compute.device.type}/{task.compute.precision}"
     text = f"{task.config.upload_fingerprint()}/{images.fingerprint}/{task.client}/{precision}"
+    return short_hash(text)
+
+
+def short_hash(text: str) -> str:
+    """Return 16 hexadecimal digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedbicross_flwr.config_baselines import CoBoostingConfig, DaflConfig, DenseConfig, FedIscaConfig
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
 
@@ -296,8 +297,15 @@ class RunConfig:
     `seed` is the root of all randomness; `out` is the run's folder (empty: ``runs/<id>``).
     """
 
+    method: str = setting("fedbicross", "the one-shot method: a name of `fedbicross_flwr.methods.METHODS`")
     seed: int = setting(0, "root of all randomness", low=0, high=2**31 - 1)
     out: str = setting("", "folder of the run; empty takes `runs/` and the run's id", shapes_result=False)
+    cache: str = setting(
+        "",
+        "folder that runs share: a client's own model is kept there, by all that shaped it, and used again; "
+        "empty keeps it in the run's folder",
+        shapes_result=False,
+    )
     data: DataConfig = field(default_factory=DataConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -307,6 +315,10 @@ class RunConfig:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     cross_cluster: CrossClusterConfig = field(default_factory=CrossClusterConfig)
     personal: PersonalConfig = field(default_factory=PersonalConfig)
+    dafl: DaflConfig = field(default_factory=DaflConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    fedisca: FedIscaConfig = field(default_factory=FedIscaConfig)
+    coboosting: CoBoostingConfig = field(default_factory=CoBoostingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

@@ -118,6 +118,11 @@ def fine_tune(data: LabelledImages, start: StateDict, task: ClientTask) -> State
     return adapt(start, training, loss, "fine-tuning", task)
 
 
+def fine_tuned(data: LabelledImages, shipped: StateDict, own: StateDict, task: ClientTask) -> StateDict:
+    """Fine-tune the model that a global method shipped; f_i takes no part."""
+    return fine_tune(data, shipped, task)
+
+
 def adapt(start: StateDict, training: LabelledImages, loss: Loss, stage: str, task: ClientTask) -> StateDict:
     """Run stage 3's epochs: the client's recipe at a constant learning rate, without augmentation.
 

@@ -82,4 +82,4 @@ def client_task(server: Server, client: int) -> ClientTask:
 
 def store(server: Server, client: int) -> SiteStore:
     """Return the directory that stands for the client's own."""
-    return SiteStore(server.folder.site(client), server.data.source.info.class_names)
+    return SiteStore.of(server.config, server.folder.site(client), server.data.source.info.class_names)

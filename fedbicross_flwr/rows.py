@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedbicross_flwr.methods import method_named
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,12 +49,23 @@ ROWS: Mapping[str, Row] = {
         1,
         -1,
     ),
-    "cluster-model": Row(
-        "FedBiCross without personal distillation", "ours", "The cluster's model G_k as it is shipped.", 1, 1
-    ),
-    "personal": Row("FedBiCross", "ours", "The client's personal model after stage 3.", 1, 1),
 }
-"""In the order of the table."""
+"""Rows that every run has, in the order of the table; the method's own two follow."""
 
-CLIENT_ROWS = ("local-only", "same-budget", "cluster-model", "personal")
-"""Rows that only a client can score, since it alone holds the models."""
+
+def rows_of(name: str) -> dict[str, Row]:
+    """Return the rows of a run of one method, in the order of the table.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is no method of that name.
+    """
+    method = method_named(name)
+    common = {key: row for key, row in ROWS.items() if key != name}
+    personal = "The client's personal model after stage 3, made of the model it was sent."
+    return {
+        **common,
+        "cluster-model": Row(method.title, method.kind, "The model as it is shipped to the client.", 1, 1),
+        "personal": Row(method.personal_title, method.kind, personal, 1, 1),
+    }

@@ -21,7 +21,7 @@ from fedbicross_flwr.evaluation import METRICS, PROTOCOLS, Scores
 from fedbicross_flwr.federated_data import FederatedData
 from fedbicross_flwr.inversion import DIAGNOSTICS
 from fedbicross_flwr.methods import Findings
-from fedbicross_flwr.rows import ROWS
+from fedbicross_flwr.rows import rows_of
 from fedbicross_flwr.site_store import RowScores
 
 if TYPE_CHECKING:
@@ -82,10 +82,12 @@ def inversion_entry(inversion: Any) -> dict[str, Any]:
     return {"round": inversion.round, "cluster": inversion.cluster, **curves}
 
 
-def write_metrics(folder: RunFolder, clients: Sequence[ClientRecord], model_bytes: int, models: int) -> None:
+def write_metrics(
+    folder: RunFolder, method: str, clients: Sequence[ClientRecord], model_bytes: int, models: int
+) -> None:
     """Write ``metrics.json``: every row, every client, both protocols, and what a row costs to send."""
     rows = []
-    for key, row in ROWS.items():
+    for key, row in rows_of(method).items():
         down = models if row.models_down < 0 else row.models_down
         rows.append(
             {

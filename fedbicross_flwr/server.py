@@ -20,7 +20,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, deal, open_data
-from fedbicross_flwr.methods import METHODS, ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
@@ -63,8 +63,9 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            When the data or the folder cannot be used.
+            When the method is unknown, or the data or the folder cannot be used.
         """
+        method_named(config.method)
         source = open_data(config)
         check_folder(path, config, source.fingerprint())
         kept = path / "partition.json"
@@ -120,7 +121,7 @@ class Server:
         self.progress.note(f"client {client} is left out: {reason}")
 
     def run_method(self) -> ServerOutcome:
-        """Run FedBiCross over all uploads, in the order of the clients' numbers.
+        """Run the method over all uploads, in the order of the clients' numbers.
 
         Raises
         ------
@@ -136,7 +137,7 @@ class Server:
         )
         task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
         with cpu_threads(1):
-            self.outcome = METHODS["fedbicross"](uploads, task)
+            self.outcome = method_named(self.config.method).serve(uploads, task)
         names = self.data.source.info.class_names
         for index, state in enumerate(self.outcome.models):
             save_model(self.folder.path / "models" / f"cluster-{index}.safetensors", self.spec, state, names)
@@ -178,7 +179,7 @@ class Server:
             server_scores(uploads, done, self.data, task)
         seconds = {**self.folder.seconds(), **rounds, "evaluation": time.perf_counter() - start}
         seconds["total"] = time.perf_counter() - self.started
-        write_metrics(self.folder, done, payload_bytes(uploads[0].state), len(uploads))
+        write_metrics(self.folder, self.config.method, done, payload_bytes(uploads[0].state), len(uploads))
         records = [self.clients[client] for client in sorted(self.clients)]
         write_run(self.folder, self.config, self.data, records, seconds, self.runner)
         report = write_report(self.folder.path)

@@ -32,7 +32,9 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
     """
     chosen = out or (Path(config.out) if config.out else None)
     folder = (chosen or Path("runs") / free_run_id(Path("runs"))).expanduser().resolve()
-    config = dataclasses.replace(config, out=str(folder), data=absolute_paths(config))
+    config = dataclasses.replace(
+        config, out=str(folder), cache=absolute(config.cache), data=absolute_paths(config)
+    )
     server = Server.open(config, folder, "flower")
     if server.folder.finished:
         console.print(f"{folder} is finished; nothing was run", markup=False)

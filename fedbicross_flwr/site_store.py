@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.artifacts import read_tensors, save_model
+from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import Scores
 from fedbicross_flwr.files import write_bytes
@@ -31,10 +32,22 @@ class SiteStore:
         Made when something is written.
     class_names : tuple of str
         Written into the model files.
+    cache : Path, optional
+        A folder that several runs share: f_i and its scores are kept there instead, under their key.
     """
 
     folder: Path
     class_names: tuple[str, ...]
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> SiteStore:
+        """Return a client's store under the configuration's cache, if it has one."""
+        return cls(folder, class_names, Path(config.cache) if config.cache else None)
+
+    def own(self, key: str) -> Path:
+        """Return the folder of f_i."""
+        return self.cache / key if self.cache else self.folder
 
     def save_local(self, model: LocalModel, spec: ModelSpec, key: str) -> None:
         """Keep f_i."""
@@ -43,12 +56,12 @@ class SiteStore:
             "chosen_epoch": str(model.chosen_epoch),
             "validation_accuracy": json.dumps(list(model.validation_accuracy)),
         }
-        save_model(self.folder / "local.safetensors", spec, model.state, self.class_names, **facts)
+        save_model(self.own(key) / "local.safetensors", spec, model.state, self.class_names, **facts)
 
     def local(self, key: str) -> LocalModel | None:
         """Return f_i if it was trained under this key; a damaged file counts as none."""
         try:
-            state, facts = read_tensors(self.folder / "local.safetensors")
+            state, facts = read_tensors(self.own(key) / "local.safetensors")
         except FedBiCrossError:
             return None
         if facts.get("key") != key:
@@ -56,19 +69,36 @@ class SiteStore:
         accuracies = tuple(json.loads(facts["validation_accuracy"]))
         return LocalModel(state, int(facts["chosen_epoch"]), accuracies)
 
+    def save_controls(self, scores: RowScores, local: str, key: str) -> None:
+        """Keep the scores of f_i, and of f_i trained on: they do not depend on what the server does."""
+        write_scores(self.own(local) / f"controls-{key}.json", scores, key)
+
+    def controls(self, local: str, key: str) -> RowScores | None:
+        """Return the scores of f_i (known as `local`) that were measured under this key."""
+        return read_scores(self.own(local) / f"controls-{key}.json", key)
+
     def save_personal(self, state: StateDict, spec: ModelSpec, scores: RowScores, key: str) -> None:
         """Keep the personal model, then the scores: with them, round 2 is done."""
         save_model(self.folder / "personal.safetensors", spec, state, self.class_names, key=key)
-        content = json.dumps({"key": key, "scores": scores}, indent=1)
-        write_bytes(self.folder / "scores.json", content.encode())
+        write_scores(self.folder / "scores.json", scores, key)
 
     def personal_scores(self, key: str) -> RowScores | None:
         """Return the scores of round 2 if it was done under this key."""
-        try:
-            content = json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        if not (self.folder / "personal.safetensors").exists():
             return None
-        if content["key"] != key or not (self.folder / "personal.safetensors").exists():
-            return None
-        scores: RowScores = content["scores"]
-        return scores
+        return read_scores(self.folder / "scores.json", key)
+
+
+def write_scores(path: Path, scores: RowScores, key: str) -> None:
+    """Write scores with the key that they were measured under."""
+    write_bytes(path, json.dumps({"key": key, "scores": scores}, indent=1).encode())
+
+
+def read_scores(path: Path, key: str) -> RowScores | None:
+    """Return scores that were measured under this key; a damaged file counts as none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    scores: RowScores = content["scores"]
+    return scores if content["key"] == key else None

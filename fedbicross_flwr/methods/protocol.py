@@ -1,6 +1,6 @@
 """What every one-shot method is: uploads in, models for the clients out.
 
-A method is a function of (uploads, task). It touches neither Flower nor files nor the clock: progress goes
+The server's part is a function of (uploads, task). It touches neither Flower nor files nor the clock: progress goes
 to ``task.progress``, and work worth keeping passes through ``task.stages``.
 """
 
@@ -17,6 +17,7 @@ from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state
 from fedbicross_flwr.progress import Progress
+from fedbicross_flwr.training import ClientTask, LabelledImages
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,27 @@ class ServerOutcome:
     findings: Findings = field(default_factory=Findings)
 
 
-Method = Callable[[Sequence[ClientUpload], ServerTask], ServerOutcome]
+@dataclass(frozen=True)
+class Method:
+    """A one-shot method: what the server does with the uploads, and the clients with its models.
+
+    Parameters
+    ----------
+    title : str
+        As printed.
+    serve : callable
+        ``serve(uploads, task)`` learns the models; the uploads come in the order of the clients' numbers.
+    personalise : callable
+        ``personalise(images, shipped, own, task)`` makes a client's personal model on its own images from
+        the model it was sent and from f_i, within stage 3's budget.
+    personal_title : str
+        What the personal model is called in the table.
+    kind : {"baseline", "ours"}
+        How the table sets it off.
+    """
+
+    title: str
+    serve: Callable[[Sequence[ClientUpload], ServerTask], ServerOutcome]
+    personalise: Callable[[LabelledImages, StateDict, StateDict, ClientTask], StateDict]
+    personal_title: str
+    kind: str = "baseline"

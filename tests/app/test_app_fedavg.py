@@ -38,7 +38,7 @@ def task() -> ServerTask:
 
 
 def average(uploads: Sequence[ClientUpload]) -> StateDict:
-    return METHODS["fedavg"](uploads, task()).models[0]
+    return METHODS["fedavg"].serve(uploads, task()).models[0]
 
 
 def test_the_mean_is_weighted_by_samples_and_takes_the_buffers_along() -> None:
@@ -56,7 +56,7 @@ def test_the_mean_is_weighted_by_samples_and_takes_the_buffers_along() -> None:
 
 
 def test_everybody_is_sent_the_one_model() -> None:
-    outcome = METHODS["fedavg"]([ClientUpload(3, 1, state(0)), ClientUpload(5, 2, state(1))], task())
+    outcome = METHODS["fedavg"].serve([ClientUpload(3, 1, state(0)), ClientUpload(5, 2, state(1))], task())
     assert len(outcome.models) == 1 and dict(outcome.assignment) == {3: 0, 5: 0}
 
 

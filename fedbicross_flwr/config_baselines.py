@@ -1,0 +1,148 @@
+"""Settings of the one-shot methods that FedBiCross is compared with; defaults are the published ones.
+
+Published budgets are meant for a GPU. A comparison at equal compute sets ``epochs`` and ``steps``, as
+``configs/quick.toml`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedbicross_flwr.settings import setting
+
+AGGREGATIONS = ("logits", "probabilities", "confidence", "class_weighted")
+STARTS = ("random", "average")
+
+
+@dataclass(frozen=True)
+class DaflConfig:
+    """DAFL (Chen et al., ICCV 2019); the published CIFAR settings."""
+
+    epochs: int = setting(2000, "epochs", low=1, source="DAFL")
+    steps: int = setting(120, "generator and student steps an epoch", low=1, source="DAFL")
+    batch_size: int = setting(1024, "images a step", low=2, source="DAFL")
+    latent: int = setting(1000, "length of the generator's input z", low=1, source="DAFL")
+    generator_width: int = setting(
+        64,
+        "channels before the generator's last layer; the layers before have twice as many",
+        low=1,
+        source="DAFL",
+    )
+    generator_lr: float = setting(0.02, "learning rate of Adam, generator", above=0.0, source="DAFL")
+    one_hot: float = setting(
+        0.05, "weight of the cross-entropy to the teacher's answer", low=0.0, source="DAFL"
+    )
+    entropy: float = setting(5.0, "weight of the negative entropy of the mean answer", low=0.0, source="DAFL")
+    activation: float = setting(0.01, "weight of the features' mean magnitude", low=0.0, source="DAFL")
+    lr: float = setting(0.1, "learning rate of SGD, student", above=0.0, source="DAFL")
+    momentum: float = setting(0.9, "momentum of SGD, student", low=0.0, high=0.9999, source="DAFL")
+    weight_decay: float = setting(5e-4, "weight decay of SGD, student", low=0.0, source="DAFL")
+    schedule: str = setting(
+        "constant", "both learning rates over the epochs", choices=("step", "cosine", "constant")
+    )
+    aggregation: str = setting("logits", "how the uploads answer together", choices=AGGREGATIONS)
+    student_init: str = setting("random", "where the student starts", choices=STARTS)
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """DENSE (Zhang et al., NeurIPS 2022)."""
+
+    epochs: int = setting(200, "epochs, each with a fresh generator", low=1, source="DENSE")
+    steps: int = setting(30, "generator steps an epoch", low=1, source="DENSE")
+    batch_size: int = setting(256, "images a step", low=2, source="DENSE")
+    latent: int = setting(256, "length of the generator's input z", low=1, source="DENSE")
+    generator_width: int = setting(
+        64,
+        "channels before the generator's last layer; the layers before have twice as many",
+        low=1,
+        source="DENSE",
+    )
+    generator_lr: float = setting(1e-3, "learning rate of Adam, generator and z", above=0.0, source="DENSE")
+    bn_weight: float = setting(1.0, "weight of the BatchNorm term", low=0.0, source="DENSE")
+    boundary: float = setting(1.0, "weight of the boundary-support term", low=0.0, source="DENSE")
+    lr: float = setting(5e-3, "learning rate of SGD, student", above=0.0, source="DENSE")
+    momentum: float = setting(0.9, "momentum of SGD, student", low=0.0, high=0.9999, source="DENSE")
+    weight_decay: float = setting(0.0, "weight decay of SGD, student", low=0.0, source="DENSE")
+    temperature: float = setting(20.0, "temperature of the distillation", above=0.0, source="DENSE")
+    pool: int = setting(0, "batches that the pool keeps, the newest; 0 keeps all", low=0, source="DENSE: all")
+    aggregation: str = setting("logits", "how the uploads answer together", choices=AGGREGATIONS)
+    student_init: str = setting("random", "where the student starts", choices=STARTS)
+
+
+@dataclass(frozen=True)
+class FedIscaConfig:
+    """FedISCA (Kang et al., MICCAI 2023)."""
+
+    epochs: int = setting(100, "epochs, each with fresh noise", low=1, source="FedISCA")
+    steps: int = setting(500, "inversion steps and student steps an epoch", low=1, source="FedISCA")
+    batch_size: int = setting(256, "images", low=2, source="FedISCA")
+    inversion_lr: float = setting(0.05, "learning rate of Adam, images", above=0.0, source="FedISCA")
+    jitter: int = setting(2, "pixels that images are rolled by", low=0, high=14, source="FedISCA")
+    tv_weight: float = setting(2.5e-5, "weight of total variation (L2 norms)", low=0.0, source="FedISCA")
+    bn_weight: float = setting(
+        10.0, "weight of the BatchNorm term, summed over clients", low=0.0, source="FedISCA"
+    )
+    noise_adaptation: str = setting(
+        "reverse_ema",
+        "the noise-adapted teacher: `reverse_ema` as the paper; `batch` as its released code; `none`",
+        choices=("reverse_ema", "batch", "none"),
+        source="FedISCA",
+    )
+    noise_momentum: float = setting(
+        0.9, "momentum of its BatchNorm statistics", low=0.0, high=0.9999, source="FedISCA"
+    )
+    temperature: float = setting(20.0, "temperature of the distillation", above=0.0, source="FedISCA")
+    lr: float = setting(
+        1e-3, "learning rate of SGD, student; x0.1 at 50 %, x0.01 at 75 %", above=0.0, source="FedISCA"
+    )
+    momentum: float = setting(0.9, "momentum of SGD, student", low=0.0, high=0.9999, source="FedISCA")
+    weight_decay: float = setting(5e-4, "weight decay of SGD, student", low=0.0, source="FedISCA")
+    aggregation: str = setting("logits", "how the uploads answer together", choices=AGGREGATIONS)
+    student_init: str = setting("random", "where the student starts", choices=STARTS)
+
+
+@dataclass(frozen=True)
+class CoBoostingConfig:
+    """Co-Boosting (Dai et al., ICLR 2024)."""
+
+    epochs: int = setting(200, "epochs", low=1, source="Co-Boosting")
+    steps: int = setting(30, "generator steps an epoch", low=1, source="Co-Boosting")
+    batch_size: int = setting(128, "images a step", low=2, source="Co-Boosting")
+    latent: int = setting(256, "length of the generator's input z", low=1, source="Co-Boosting")
+    generator_width: int = setting(
+        64,
+        "channels before the generator's last layer; the layers before have twice as many",
+        low=1,
+        source="DENSE",
+    )
+    generator_lr: float = setting(
+        1e-3, "learning rate of Adam, generator and z", above=0.0, source="Co-Boosting"
+    )
+    hardness: float = setting(
+        1.0, "exponent h of the hard-sample weight (1 - p_y)^h", low=0.0, source="Co-Boosting"
+    )
+    adversarial: float = setting(1.0, "weight of the adversarial term", low=0.0, source="Co-Boosting")
+    adversarial_temperature: float = setting(
+        3.0, "temperature of the adversarial term", above=0.0, source="Co-Boosting"
+    )
+    bn_weight: float = setting(0.0, "weight of the BatchNorm term", low=0.0, source="Co-Boosting")
+    weight_step: float = setting(0.01, "step of the ensemble's weights", low=0.0, source="Co-Boosting")
+    weight_decay_rate: float = setting(
+        0.99, "factor of that step an epoch", above=0.0, high=1.0, source="Co-Boosting"
+    )
+    perturbation: float = setting(
+        8 / 255,
+        "size of the on-the-fly hard-sample step, in normalised pixels",
+        low=0.0,
+        source="Co-Boosting",
+    )
+    lr: float = setting(0.01, "learning rate of SGD, student, cosine", above=0.0, source="Co-Boosting")
+    momentum: float = setting(0.9, "momentum of SGD, student", low=0.0, high=0.9999, source="Co-Boosting")
+    weight_decay: float = setting(1e-4, "weight decay of SGD, student", low=0.0, source="Co-Boosting")
+    temperature: float = setting(4.0, "temperature of the distillation", above=0.0, source="Co-Boosting")
+    clip: float = setting(10.0, "largest norm of a gradient", above=0.0, source="Co-Boosting")
+    pool: int = setting(
+        0, "batches that the pool keeps, the newest; 0 keeps all", low=0, source="Co-Boosting: all"
+    )
+    student_init: str = setting("random", "where the student starts", choices=STARTS)

@@ -1,0 +1,181 @@
+"""Co-Boosting (Dai et al., ICLR 2024): the synthetic images and the ensemble make each other better.
+
+Each epoch e has three parts. Below, s = sum_k w_k f_k / sum_k w_k are the weighted ensemble's logits, and g
+the student's.
+
+1. A fresh generator and its z make one batch for random labels y, by 30 steps of Adam (gradient norm at most
+   10) on hard samples: mean[(1 - p_y)^h CE(s, y)] with p = softmax(s) detached, minus KL(s || g) at
+   temperature 3, plus ``bn_weight`` (default 0) times R_BN. The step with the lowest loss joins the pool.
+2. From the second epoch on, one sweep over the pool moves the weights, which start at 1/n:
+   w <- clip(w - .01 * .99^e sign(grad_w CE(s, y)), 0, 1).
+3. The student takes one pass over the pool. Each batch is made harder on the fly, for u ~ U(-1, 1)^(B x C):
+   x <- x + (8/255) sign(grad_x sum u softmax(s(x) / 4)). The loss is KL(s || g) at temperature 4, times its
+   square; SGD follows a cosine, with the same bound on the gradient.
+
+Defaults are the published settings (`CoBoostingConfig`). What they leave open is taken from DENSE, whose loop
+this is: the generator's weights N(0, .02), Adam's betas, the student in eval mode while images are made,
+gradients through both networks in the KL term. KL at temperature 3 is multiplied by 9, as KL at temperature
+4 is by 16. The on-the-fly step is taken in normalised pixels and is not clipped to their range. Where a step
+would set all weights to zero, by whose sum is divided, the weights stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config_baselines import CoBoostingConfig
+from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
+from fedbicross_flwr.pool_distillation import (
+    GeneratorLoss,
+    Lesson,
+    Pool,
+    Teacher,
+    distil,
+    divergence,
+    synthesise,
+    teacher_with_statistics,
+)
+from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.training import SCHEDULES, batches
+
+
+def coboosting(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
+    """Distil all uploads into one model for everybody.
+
+    Raises
+    ------
+    FedBiCrossError
+        When a loss is no longer finite.
+    """
+    return student_outcome("coboosting", uploads, task, lambda: boost_and_distil(uploads, task))
+
+
+class WeightedEnsemble(Ensemble):
+    """An ensemble whose logits are averaged with one weight for each member, from [0, 1], 1/m at first."""
+
+    weights: Tensor
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__(models, "logits")
+        self.register_buffer("weights", self.class_weights.new_full((len(models),), 1.0 / len(models)))
+
+    def combine(self, logits: Tensor) -> Tensor:
+        """Return s (n, C) from the members' logits (m, n, C)."""
+        return weighted_logits(self.weights, logits)
+
+
+def weighted_logits(weights: Tensor, logits: Tensor) -> Tensor:
+    """Return sum_k w_k f_k / sum_k w_k, shape (n, C), for weights (m,) and logits (m, n, C)."""
+    mean: Tensor = torch.tensordot(weights, logits, dims=1) / weights.sum()
+    return mean
+
+
+def boost_and_distil(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the student, the last batch (B, channels, 28, 28), and its labels (B,)."""
+    config, compute, seed = task.config.coboosting, task.compute, task.config.seed
+    ensemble = WeightedEnsemble([task.load(upload.state) for upload in uploads])
+    student = start_student(config.student_init, uploads, task)
+    sgd = torch.optim.SGD(
+        student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    loss = generator_loss(
+        teacher_with_statistics(ensemble, config.bn_weight, compute), student, config, compute
+    )
+    pool = Pool(config.pool)
+    images = labels = torch.zeros(())
+    for epoch in range(config.epochs):
+        student.eval()
+        random = torch_generator(seed, "coboosting/synthesis", round=epoch)
+        images, labels, lowest = synthesise(loss, config, task.spec, random, compute, config.clip)
+        pool.add(images, labels, ensemble, compute)
+        if epoch:
+            sweep = torch_generator(seed, "coboosting/weights", round=epoch)
+            size = config.weight_step * config.weight_decay_rate**epoch
+            for rows in batches(len(pool), config.batch_size, sweep):
+                rows = rows.to(compute.device)
+                ensemble.weights = stepped_weights(
+                    ensemble.weights, pool.logits[:, rows], pool.labels[rows], size
+                )
+        sgd.param_groups[0]["lr"] = config.lr * SCHEDULES["cosine"](epoch / config.epochs)
+        order = torch_generator(seed, "coboosting/distillation", round=epoch)
+        directions = torch_generator(seed, "coboosting/perturbation", round=epoch)
+        lesson = harder_lesson(pool, ensemble, config, directions, compute)
+        last = distil(student, sgd, len(pool), lesson, config, order, compute, config.clip)
+        losses = {"coboosting.generator_lr": lowest, "coboosting.lr": last}
+        check_finite("Co-Boosting", epoch, losses, task)
+        task.progress.advance("Co-Boosting", epoch + 1, config.epochs)
+    return student, images, labels
+
+
+def generator_loss(
+    teacher: Teacher, student: nn.Module, config: CoBoostingConfig, compute: Compute
+) -> GeneratorLoss:
+    """Return the loss of a batch (part 1 of the module's description)."""
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        scores, batch_norm = teacher(images)
+        value = hard_cross_entropy(scores, labels, config.hardness) + batch_norm
+        if config.adversarial:
+            answers = compute.logits(student, images)
+            gap = divergence(scores, answers, config.adversarial_temperature).mean()
+            value = value - config.adversarial * gap
+        return value
+
+    return loss
+
+
+def hard_cross_entropy(scores: Tensor, labels: Tensor, hardness: float) -> Tensor:
+    """Return mean[(1 - p_y)^h CE]; the factor counts as a constant. Scores (n, C), labels int64 (n,)."""
+    cross_entropy = F.cross_entropy(scores, labels, reduction="none")
+    # CE = -log p_y; it may be a rounding error below zero.
+    difficulty = (1.0 - torch.exp(-cross_entropy.detach())).clamp_min(0.0) ** hardness
+    return (difficulty * cross_entropy).mean()
+
+
+def stepped_weights(weights: Tensor, logits: Tensor, labels: Tensor, size: float) -> Tensor:
+    """Return w after one step (part 2) on the members' logits (m, n, C) and labels (n,)."""
+    variable = weights.detach().clone().requires_grad_(True)
+    loss = F.cross_entropy(weighted_logits(variable, logits), labels)
+    (gradient,) = torch.autograd.grad(loss, variable)
+    stepped = (weights - size * gradient.sign()).clamp(0.0, 1.0)
+    return torch.where(stepped.sum() > 0.0, stepped, weights)
+
+
+def harder_lesson(
+    pool: Pool, ensemble: Ensemble, config: CoBoostingConfig, random: torch.Generator, compute: Compute
+) -> Lesson:
+    """Return part 3's view of the pool: perturbed images, and what the ensemble says of them."""
+
+    def lesson(rows: Tensor) -> tuple[Tensor, Tensor]:
+        if not config.perturbation:
+            return pool.images[rows], ensemble.combine(pool.logits[:, rows])
+        images = pool.images[rows]
+        harder = perturb(images, ensemble, config.temperature, config.perturbation, random, compute)
+        with torch.no_grad():
+            return harder, ensemble.scores(harder, compute)
+
+    return lesson
+
+
+def perturb(
+    images: Tensor,
+    ensemble: Ensemble,
+    temperature: float,
+    size: float,
+    random: torch.Generator,
+    compute: Compute,
+) -> Tensor:
+    """Return images moved by `size` along the sign of a random direction in the ensemble's answers."""
+    start = compute.images(images).detach().requires_grad_(True)
+    answers = F.softmax(ensemble.scores(start, compute) / temperature, 1)
+    direction = 2.0 * torch.rand(answers.shape, generator=random) - 1.0
+    objective = (direction.to(answers.device) * answers).sum()
+    (gradient,) = torch.autograd.grad(objective, start)
+    return start.detach() + size * gradient.sign()

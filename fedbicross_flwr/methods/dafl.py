@@ -1,0 +1,119 @@
+"""DAFL (Chen et al., ICCV 2019): a generator and a student trained side by side on the uploads' ensemble.
+
+At each step the generator G makes a fresh batch x = G(z), z ~ N(0, 1), and minimises ::
+
+    one_hot * CE(s, argmax s) + entropy * sum_c p_c log p_c - activation * mean |f|
+
+where s are the ensemble's scores, p is the batch mean of softmax(s) and f are the penultimate features:
+answers should be sure, classes equally frequent, features strong. The student minimises
+KL(ensemble || student) on the same images, detached. Defaults are the published CIFAR settings
+(`DaflConfig`).
+
+The method is published for one teacher. For an ensemble, features are averaged over the uploads, and scores
+are combined as ``dafl.aggregation`` says (default: mean of logits). Both learning rates follow
+``dafl.schedule``. The generator's Adam has PyTorch's default betas, and its layers PyTorch's initial weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config_baselines import DaflConfig
+from fedbicross_flwr.distillation import kl_divergence
+from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.generator import Generator, draw_images
+from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
+from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.training import SCHEDULES
+
+
+class Classifier(Protocol):
+    """What every model of `fedbicross_flwr.models` offers."""
+
+    fc: nn.Module
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what `fc` reads."""
+
+
+def dafl(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
+    """Distil all uploads into one model for everybody.
+
+    Raises
+    ------
+    FedBiCrossError
+        When a loss is no longer finite.
+    """
+    return student_outcome("dafl", uploads, task, lambda: train_together(uploads, task))
+
+
+def train_together(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the student, the last batch (B, channels, 28, 28), and the ensemble's answers to it (B,)."""
+    config, compute, seed = task.config.dafl, task.compute, task.config.seed
+    ensemble = Ensemble([task.load(upload.state) for upload in uploads], config.aggregation)
+    student = start_student(config.student_init, uploads, task)
+    weights = torch_generator(seed, "dafl/generator")
+    shape = (config.latent, task.spec.channels, "tanh_batch_norm", "uniform", weights, config.generator_width)
+    generator = compute.place(Generator(*shape))
+    adam = torch.optim.Adam(generator.parameters(), config.generator_lr)
+    sgd = torch.optim.SGD(
+        student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    images = scores = torch.zeros(())
+    for epoch in range(config.epochs):
+        factor = SCHEDULES[config.schedule](epoch / config.epochs)
+        adam.param_groups[0]["lr"], sgd.param_groups[0]["lr"] = (
+            config.generator_lr * factor,
+            config.lr * factor,
+        )
+        random = torch_generator(seed, "dafl/z", round=epoch)
+        for _ in range(config.steps):
+            z = torch.randn(config.batch_size, config.latent, generator=random).to(compute.device)
+            images = draw_images(generator, z, compute)
+            scores, features = answer_with_features(ensemble, images, compute)
+            losses = {"dafl.generator_lr": generator_loss(scores, features, config)}
+            take_step(adam, losses["dafl.generator_lr"])
+            images, scores = images.detach(), scores.detach()
+            losses["dafl.lr"] = kl_divergence(scores, compute.logits(student, images))
+            take_step(sgd, losses["dafl.lr"])
+        check_finite("DAFL", epoch, losses, task)
+        task.progress.advance("DAFL", epoch + 1, config.epochs)
+    return student, images, scores.argmax(1)
+
+
+def answer_with_features(ensemble: Ensemble, images: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
+    """Return the ensemble's scores (n, C) and its members' mean penultimate features (n, d), float32."""
+    logits, features = [], []
+    for model in ensemble.members:
+        classifier = cast(Classifier, model)
+        with compute.autocast():
+            features.append(classifier.features(images))
+            logits.append(classifier.fc(features[-1]).float())
+    return ensemble.combine(torch.stack(logits)), torch.stack(features).float().mean(0)
+
+
+def generator_loss(scores: Tensor, features: Tensor, config: DaflConfig) -> Tensor:
+    """Return the generator's loss (see the module's equation) from scores (n, C) and features (n, d)."""
+    one_hot = F.cross_entropy(scores, scores.argmax(1))
+    mean = F.softmax(scores, 1).mean(0)
+    # A floor, so that a class which no image is given (p = 0 in float32) has no infinite logarithm.
+    mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)
+    negative_entropy = (mean * mean.log()).sum()
+    sure = config.one_hot * one_hot
+    strong = config.activation * features.abs().mean()
+    loss: Tensor = sure + config.entropy * negative_entropy - strong
+    return loss
+
+
+def take_step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Follow the gradient of `loss` by one step."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()

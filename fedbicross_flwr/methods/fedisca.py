@@ -1,0 +1,217 @@
+"""FedISCA (Kang et al., MICCAI 2023): one student learns along the trajectory of images that are made for it.
+
+Each epoch inverts the ensemble of all clients from fresh noise, x^(1), ..., x^(T). A reverse sweep over the
+iterates gives the noise-adapted twin of the ensemble its BatchNorm statistics; the forward sweep then takes
+one student step an iterate, on::
+
+    tau^2 * [ t/T KL(ensemble || student) + (1 - t/T) KL(noise-adapted ensemble || student) ]
+
+FedBiCross builds on the same inversion, noise adaptation and loss, which are therefore not repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import InversionConfig, TeacherConfig
+from fedbicross_flwr.config_baselines import FedIscaConfig
+from fedbicross_flwr.distillation import noise_share, trajectory_loss
+from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.inversion import Synthesis, balanced_labels, invert
+from fedbicross_flwr.methods.protocol import (
+    ClientUpload,
+    Findings,
+    Inversion,
+    ServerOutcome,
+    ServerTask,
+    StageResult,
+)
+from fedbicross_flwr.methods.student import start_student
+from fedbicross_flwr.models import state_of
+from fedbicross_flwr.noise_adaptation import load, teacher_scores
+from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.training import SCHEDULES
+
+
+def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
+    """Learn one model for everybody; settings are ``task.config.fedisca``.
+
+    Parameters
+    ----------
+    uploads : sequence of ClientUpload
+        In the order of the clients' numbers.
+
+    Returns
+    -------
+    ServerOutcome
+        One model; the findings hold one inversion an epoch, as of cluster 0, and the last epoch's images.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the student diverges.
+    """
+    settings = task.config.fedisca
+    ensemble = Ensemble([task.load(upload.state) for upload in uploads], settings.aggregation)
+    student = Student(start_student(settings.student_init, uploads, task), settings, task.compute)
+    inversions: list[Inversion] = []
+    batch: tuple[Tensor, Tensor] | None = None
+    for epoch in range(settings.epochs):
+        kept = run_epoch(epoch, ensemble, student, task)
+        inversions.append(Inversion(epoch, 0, kept["diagnostics"]))
+        batch = kept["images"], kept["labels"]
+    assert batch is not None
+    return ServerOutcome(
+        (state_of(student.model),),
+        {upload.client: 0 for upload in uploads},
+        Findings(inversions=tuple(inversions), synthetic=(batch,)),
+    )
+
+
+class Student:
+    """The student with the state of its optimiser.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In training mode; changed in place.
+    """
+
+    def __init__(self, model: nn.Module, settings: FedIscaConfig, compute: Compute) -> None:
+        self.model = model
+        self.compute = compute
+        self.temperature = settings.temperature
+        self.parameters = list(model.parameters())
+        self.optimiser = torch.optim.SGD(
+            self.parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+
+    def step(self, images: Tensor, teacher: Tensor, adapted: Tensor, share: float, lr: float) -> None:
+        """Take one SGD step on a batch of images.
+
+        Parameters
+        ----------
+        images : Tensor
+            x^(t), float32 (B, channels, 28, 28).
+        teacher, adapted : Tensor
+            Scores (B, C) of the ensemble and of its noise-adapted twin on them.
+        share : float
+            1 - t/T, the weight of the twin.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.zero_grad(set_to_none=True)
+        logits = self.compute.logits(self.model, images)
+        trajectory_loss(logits, teacher, adapted, share, self.temperature).backward()
+        self.optimiser.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of the model and its momenta: all that the next step depends on."""
+        tensors = {f"model.{name}": value for name, value in state_of(self.model).items()}
+        for index, parameter in enumerate(self.parameters):
+            buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{index}"] = buffer.detach().cpu().clone()
+        return tensors
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned; other names are passed over."""
+        model = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
+        self.model.load_state_dict(model)
+        for index, parameter in enumerate(self.parameters):
+            if (buffer := state.get(f"momentum.{index}")) is not None:
+                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
+    def check_finite(self, epoch: int, lr: float) -> None:
+        """Refuse a student that diverged, before it is kept or shipped."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+            raise FedBiCrossError(
+                f"FedISCA's student diverged in epoch {epoch + 1}; lower fedisca.lr = {lr:g}"
+            )
+
+
+def run_epoch(epoch: int, ensemble: Ensemble, student: Student, task: ServerTask) -> Mapping[str, Tensor]:
+    """Invert and distil once, as a stage that is kept until the run is finished; the student moves on.
+
+    Returns
+    -------
+    mapping of str to Tensor
+        ``diagnostics`` (T, 6), ``images`` x^(T) in float32 and ``labels``, besides the student's state.
+    """
+
+    def compute() -> StageResult:
+        synthesis = synthesise(epoch, ensemble, task)
+        distil(epoch, ensemble, synthesis, student, task)
+        student.check_finite(epoch, task.config.fedisca.lr)
+        made = {
+            "diagnostics": synthesis.diagnostics,
+            "images": synthesis.images.float().cpu().contiguous(),
+            "labels": synthesis.labels,
+        }
+        return StageResult({**made, **student.state()})
+
+    kept = task.stages.run(f"fedisca-{epoch}", "distillation", compute).tensors
+    student.load(kept)
+    return kept
+
+
+def synthesise(epoch: int, ensemble: Ensemble, task: ServerTask) -> Synthesis:
+    """Invert the ensemble from noise of this epoch's own, with a new Adam; every iterate is kept."""
+    settings = task.config.fedisca
+    labels = balanced_labels(settings.batch_size, torch.ones(task.spec.num_classes))
+    generator = torch_generator(task.config.seed, "fedisca", round=epoch)
+
+    def after_step(t: int) -> None:
+        task.progress.advance("synthesis", epoch * settings.steps + t, settings.epochs * settings.steps)
+
+    every = range(1, settings.steps + 1)
+    config = inversion_config(settings)
+    return invert(ensemble, labels, task.spec.channels, every, config, generator, task.compute, after_step)
+
+
+def distil(epoch: int, ensemble: Ensemble, synthesis: Synthesis, student: Student, task: ServerTask) -> None:
+    """Let both teachers answer, which includes the reverse sweep; then take the student's forward sweep.
+
+    The noise-adapted statistics start at the originals in every epoch. With T = 500 and beta = .9 this is
+    as good as going on with those of the epoch before, whose weight would be beta^T.
+    """
+    settings, compute = task.config.fedisca, task.compute
+    total = settings.epochs * settings.steps
+    order = sorted(synthesis.iterates)
+    teacher, adapted = teacher_scores(ensemble, synthesis.iterates, order, teacher_config(settings), compute)
+    for done, t in enumerate(order, start=epoch * settings.steps):
+        images = load(synthesis.iterates, t, compute)
+        lr = settings.lr * SCHEDULES["step"](done / total)
+        student.step(images, teacher[t], adapted[t], noise_share(t, settings.steps), lr)
+        task.progress.advance("distillation", done + 1, total)
+
+
+def inversion_config(settings: FedIscaConfig) -> InversionConfig:
+    """Return FedISCA's inversion: L2 norms as total variation, the BatchNorm term summed over clients."""
+    return InversionConfig(
+        iterations=settings.steps,
+        batch_size=settings.batch_size,
+        lr=settings.inversion_lr,
+        labels="balanced",
+        jitter=settings.jitter,
+        tv="norm",
+        tv_weight=settings.tv_weight,
+        bn_weight=settings.bn_weight,
+        bn_models="sum",
+        trajectory_dtype="float32",
+    )
+
+
+def teacher_config(settings: FedIscaConfig) -> TeacherConfig:
+    """Return how the noise-adapted twin is made; its reverse sweep reads every iterate."""
+    return TeacherConfig(
+        aggregation=settings.aggregation,
+        noise_adaptation=settings.noise_adaptation,
+        noise_momentum=settings.noise_momentum,
+        noise_window=0,
+    )

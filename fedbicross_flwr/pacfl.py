@@ -1,0 +1,195 @@
+"""Clusters of clients by their data's subspaces, as PACFL finds them (Vahidian et al., AAAI 2023).
+
+An ablation (Section IV-C). Each client sends the leading left singular vectors of the matrix of each class's
+images (one column an image, uncentred). The server measures the principal angles between the clients'
+subspaces and clusters bottom-up.
+
+A subspace depends on the client's data, unlike all that FedBiCross uploads: the first vector of a class looks
+like its average image, the vectors tell which classes a client holds, and they are an extra upload of
+`subspace_bytes`. FedBiCross clusters by the uploaded models instead.
+
+The published code differs in three ways: it cuts the tree at a threshold of the distance, not at K clusters;
+it takes more vectors of a client's frequent classes; and it compares the vectors one by one, where
+the principal angles used here depend on the subspaces alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor
+
+from fedbicross_flwr.clustering import tidy
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.training import LabelledImages
+
+NEGLIGIBLE = 1e-5
+"""A singular value this small, relative to the largest, is rounding: the vectors travel in float32."""
+
+
+def data_subspace(images: LabelledImages, num_classes: int, rank: int) -> Tensor:
+    """Return what a client uploads: an orthonormal basis of each class's leading directions.
+
+    Parameters
+    ----------
+    images : LabelledImages
+        The client's training images.
+    num_classes : int
+        C, also where the client lacks some of them.
+    rank : int
+        p, the vectors a class; published values are 2 to 5.
+
+    Returns
+    -------
+    Tensor
+        float32 (C, channels * 28 * 28, p) on the CPU. A class with fewer than p independent images has
+        columns of zeros; one without images has zeros alone. Signs are fixed, so that equal data gives
+        equal bits.
+    """
+    pixels = images.images.detach().flatten(1).double().cpu()
+    labels = images.labels.cpu()
+    subspace = torch.zeros(num_classes, pixels.shape[1], rank)
+    for label in range(num_classes):
+        basis = leading_vectors(pixels[labels == label], rank)
+        subspace[label, :, : basis.shape[1]] = basis.float()
+    return subspace
+
+
+def leading_vectors(rows: Tensor, rank: int) -> Tensor:
+    """Return the leading singular vectors of n images (n, d), float64 (d, `rank`) or fewer if no more exist.
+
+    They come from the eigenvectors of the smaller of the two Gram matrices, which is all of the SVD needed.
+    """
+    if not rows.any():
+        return rows.new_zeros(rows.shape[1], 0)
+    wide = rows.shape[0] <= rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    sizes = values.flip(0)[:rank].clamp_min(0.0).sqrt()
+    leading = vectors.flip(1)[:, :rank][:, sizes > NEGLIGIBLE * sizes[0]]
+    # Vectors that were carried over from the other side are orthogonal up to rounding; QR makes them unit.
+    basis, _ = torch.linalg.qr(rows.T @ leading if wide else leading)
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    signed: Tensor = basis * largest.sign()
+    return signed
+
+
+def subspace_bytes(num_classes: int, features: int, rank: int) -> int:
+    """Return the bytes that a client uploads for it, with `features` = channels * 28 * 28."""
+    return num_classes * features * rank * torch.finfo(torch.float32).bits // 8
+
+
+def span(subspace: Tensor) -> Tensor:
+    """Return an orthonormal basis, float64 (d, m), of all directions of a client, whatever their class.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the subspace holds no direction, or a value that is not finite.
+    """
+    columns = subspace.permute(1, 0, 2).flatten(1).double()
+    if not (torch.isfinite(columns).all() and columns.any()):
+        raise FedBiCrossError(
+            "a client's data subspace is empty or not finite; an image that is not all zero is needed"
+        )
+    vectors, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+    basis: Tensor = vectors[:, sizes > NEGLIGIBLE * sizes[0]]
+    return basis
+
+
+def principal_angles(a: Tensor, b: Tensor) -> Tensor:
+    """Return the principal angles between the spans of two orthonormal bases, in degrees, ascending.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        float64 (d, m) and (d, n); there are min(m, n) angles.
+    """
+    cosines = torch.linalg.svdvals(a.T @ b).clamp(0.0, 1.0)
+    return torch.rad2deg(torch.arccos(cosines))
+
+
+def smallest_angle(angles: Tensor, surplus: int) -> float:
+    """Return the smallest angle: how near the two clients come to each other in a single direction."""
+    return float(angles[0])
+
+
+def mean_angle(angles: Tensor, surplus: int) -> float:
+    """Return the mean angle; a direction that only one client has counts as a right angle (Ye & Lim, 2016).
+
+    Without that, a client with two of the classes could be at no distance from one that has them all.
+    """
+    return float((angles.sum() + 90.0 * surplus) / (len(angles) + surplus))
+
+
+MEASURES: Mapping[str, Callable[[Tensor, int], float]] = {"smallest": smallest_angle, "mean": mean_angle}
+"""``(angles in degrees, difference of the dimensions) -> distance``. PACFL takes the smallest angle or the
+sum of the angles; the mean is that sum made comparable between clients with different numbers of classes."""
+
+
+def principal_angle_distance(a: Tensor, b: Tensor, measure: str = "smallest") -> float:
+    """Return the distance of two clients by what they uploaded, in degrees, 0..90.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        From `data_subspace`, (C, d, p).
+    measure : str, default "smallest"
+        A name in `MEASURES`.
+
+    Raises
+    ------
+    FedBiCrossError
+        See `span`.
+    """
+    return span_distance(span(a), span(b), measure)
+
+
+def span_distance(a: Tensor, b: Tensor, measure: str) -> float:
+    """Return the distance of two spans, given by orthonormal bases (d, m) and (d, n)."""
+    return MEASURES[measure](principal_angles(a, b), abs(a.shape[1] - b.shape[1]))
+
+
+def proximity_matrix(subspaces: Sequence[Tensor], measure: str = "smallest") -> NDArray[np.float64]:
+    """Return the distance of all pairs of clients in degrees, symmetric (N, N) with a diagonal of zeros."""
+    spans = [span(subspace) for subspace in subspaces]
+    proximity = np.zeros((len(spans), len(spans)))
+    for i, j in itertools.combinations(range(len(spans)), 2):
+        proximity[i, j] = proximity[j, i] = span_distance(spans[i], spans[j], measure)
+    return proximity
+
+
+def cluster_proximity(proximity: NDArray[np.float64], clusters: int) -> tuple[int, ...]:
+    """Group clients bottom-up by average linkage.
+
+    Parameters
+    ----------
+    proximity : ndarray
+        Distances (N, N), from `proximity_matrix`.
+    clusters : int
+        K.
+
+    Returns
+    -------
+    tuple of int
+        Cluster of each client; none is empty, and they are numbered by their first client.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there are fewer clients than clusters.
+    """
+    clients = len(proximity)
+    if clusters > clients:
+        raise FedBiCrossError(
+            f"clustering.clusters = {clusters}, but only {clients} client(s) sent a data subspace; "
+            "lower the number of clusters or bring back the missing clients"
+        )
+    if clients == 1:
+        return (0,)
+    model = AgglomerativeClustering(clusters, metric="precomputed", linkage="average").fit(proximity)
+    return tidy(np.asarray(model.labels_, dtype=np.int64), clusters)
