@@ -42,7 +42,7 @@ def data_subspace(images: LabelledImages, num_classes: int, rank: int) -> Tensor
     num_classes : int
         C, also where the client lacks some of them.
     rank : int
-        p, the vectors a class; published values are 2 to 5.
+        p, the vectors a class; a small number such as 3.
 
     Returns
     -------
@@ -51,11 +51,11 @@ def data_subspace(images: LabelledImages, num_classes: int, rank: int) -> Tensor
         columns of zeros; one without images has zeros alone. Signs are fixed, so that equal data gives
         equal bits.
     """
-    pixels = images.images.detach().flatten(1).double().cpu()
+    pixels = images.images.detach().flatten(1).cpu()
     labels = images.labels.cpu()
     subspace = torch.zeros(num_classes, pixels.shape[1], rank)
     for label in range(num_classes):
-        basis = leading_vectors(pixels[labels == label], rank)
+        basis = leading_vectors(pixels[labels == label].double(), rank)
         subspace[label, :, : basis.shape[1]] = basis.float()
     return subspace
 

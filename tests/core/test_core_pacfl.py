@@ -72,6 +72,7 @@ def test_leading_vectors_are_those_of_the_svd(count: int, features: int) -> None
     assert found.shape == (features, 3)
     torch.testing.assert_close(found.T @ found, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
     torch.testing.assert_close((found * expected).sum(0).abs(), torch.ones(3, dtype=torch.float64))
+    assert (found.max(0).values == found.abs().max(0).values).all()  # the largest entry is positive
 
 
 def test_each_class_has_a_basis_and_absent_directions_are_zero() -> None:
