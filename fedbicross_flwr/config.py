@@ -228,9 +228,9 @@ class CrossClusterConfig:
     )
     student_init: str = setting(
         "average",
-        "G_k starts at `random` weights, at the `average` of its cluster's uploads, or at the upload of the "
-        "`member` with the most images",
-        choices=("random", "average", "member"),
+        "G_k starts at `random` weights, at the `average` of its cluster's uploads, at that of all uploads of "
+        "the `federation`, or at the upload of the `member` with the most images",
+        choices=("random", "average", "federation", "member"),
         source="Algorithm 1: random",
     )
     replay_fraction: float = setting(
@@ -245,6 +245,9 @@ class CrossClusterConfig:
         "order of the replayed iterates",
         choices=("in_order", "shuffled"),
         source="Algorithm 1: in_order",
+    )
+    batch_size: int = setting(
+        0, "images of each source that a step reads, drawn anew; 0 reads all", low=0, source="Algorithm 1: 0"
     )
     sweeps: int = setting(3, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(

@@ -64,6 +64,13 @@ def split_indices(labels: Tensor, train_fraction: float) -> tuple[Tensor, Tensor
     return every[~chosen], every[chosen]
 
 
+def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` of the rows, drawn without replacement; all of them for 0 or when there are no more."""
+    if not 0 < count < len(rows):
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+
 class Target:
     """A cluster model G_k with its weights w_k and the state of its optimiser.
 
@@ -91,16 +98,26 @@ class Target:
         )
         self.layers = batch_norms(model)
 
-    def step(self, sources: Sequence[Source], t: int, iterations: int, lr: float) -> None:
-        """Do one inner and, when the weights are learned, one outer step at iterate t."""
+    def step(
+        self, sources: Sequence[Source], t: int, iterations: int, lr: float, generator: torch.Generator
+    ) -> None:
+        """Do one inner and, when the weights are learned, one outer step at iterate t.
+
+        `generator` draws the images of the inner step, if it does not read all of them.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        gradients = self.inner_step(sources, t, iterations)
+        rows = [draw_rows(source.train, self.config.batch_size, generator) for source in sources]
+        gradients = self.inner_step(sources, t, iterations, rows)
         if self.config.weights == "learned" and len(sources) > 1:
             self.outer_step(sources[self.cluster], gradients, t, iterations, lr)
 
-    def inner_step(self, sources: Sequence[Source], t: int, iterations: int) -> Tensor:
+    def inner_step(
+        self, sources: Sequence[Source], t: int, iterations: int, rows: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Take the SGD step of Eq. 7; return grad L_j of every source before it, (K, P).
+
+        `rows` are the images of each source that are read; None reads all of its training images.
 
         Each source has a forward pass of its own, as BatchNorm must not mix sources. The running
         statistics then move towards the w-weighted mean of the sources' statistics, which does not
@@ -109,12 +126,13 @@ class Target:
         running = SourceStatistics(self.layers)
         learned = self.config.weights == "learned"
         gradients: list[Tensor | None] = []
-        for source, weight in zip(sources, self.weights.tolist(), strict=True):
+        every = [source.train for source in sources]
+        for source, chosen, weight in zip(sources, rows or every, self.weights.tolist(), strict=True):
             if not learned and weight == 0.0:
                 gradients.append(None)
                 continue
             with running.record(weight):
-                loss = self.loss(source, source.train, t, iterations)
+                loss = self.loss(source, chosen, t, iterations)
             gradients.append(flat(torch.autograd.grad(loss, self.parameters)))
         running.commit()
         nothing = torch.zeros(sum(p.numel() for p in self.parameters), device=self.compute.device)
@@ -202,6 +220,7 @@ def optimise(
     iterations: int,
     done: int,
     total: int,
+    generators: Sequence[torch.Generator],
     after_step: Callable[[int], None] = lambda step: None,
     workers: int = 1,
 ) -> Tensor:
@@ -216,7 +235,8 @@ def optimise(
     done, total : int
         Steps before this round, and steps of all rounds: the learning-rate schedule is in fractions of
         the whole.
-
+    generators : sequence of torch.Generator
+        One a target: draws the images of its steps.
     after_step : callable
         Called with 1, 2, ... for each step of each target.
     workers : int, default 1
@@ -229,13 +249,16 @@ def optimise(
     """
     steps = itertools.count(1)
 
-    def replay(target: Target, check: Check) -> Tensor:
+    def replay(work: tuple[Target, torch.Generator], check: Check) -> Tensor:
+        target, generator = work
         config, history = target.config, []
         for step, t in enumerate(order, start=done):
-            target.step(sources, t, iterations, config.lr * SCHEDULES[config.schedule](step / total))
+            lr = config.lr * SCHEDULES[config.schedule](step / total)
+            target.step(sources, t, iterations, lr, generator)
             history.append(target.weights.detach().cpu())
             after_step(next(steps))
             check()
         return torch.stack(history)
 
-    return torch.stack(side_by_side(replay, targets, workers), dim=1)
+    pairs = list(zip(targets, generators, strict=True))
+    return torch.stack(side_by_side(replay, pairs, workers), dim=1)

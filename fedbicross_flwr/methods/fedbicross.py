@@ -112,30 +112,48 @@ def build_targets(uploads: Sequence[ClientUpload], clustering: Clustering, task:
     targets = []
     for k in range(clustering.clusters):
         members = [uploads[i] for i in clustering.members(k)]
-        model = task.compute.place(STARTS[config.student_init](members, k, task))
+        model = task.compute.place(STARTS[config.student_init](members, uploads, k, task))
         targets.append(Target(k, model, weights[k].to(task.compute.device), config, task.compute))
     return targets
 
 
-def random_start(members: Sequence[ClientUpload], cluster: int, task: ServerTask) -> nn.Module:
+Start = Callable[[Sequence[ClientUpload], Sequence[ClientUpload], int, ServerTask], nn.Module]
+"""``start(the cluster's uploads, all uploads, cluster, task)`` gives G_k before its first step."""
+
+
+def random_start(
+    members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
+) -> nn.Module:
     """Return a network with random weights (Algorithm 1)."""
     return build_model(task.spec, derive_seed(task.config.seed, "cluster-model", cluster))
 
 
-def average_start(members: Sequence[ClientUpload], cluster: int, task: ServerTask) -> nn.Module:
+def average_start(
+    members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
+) -> nn.Module:
     """Return the sample-weighted average of the cluster's uploads."""
     weights = [float(member.num_samples) for member in members]
     return load_state(task.spec, average_states([member.state for member in members], weights))
 
 
-def member_start(members: Sequence[ClientUpload], cluster: int, task: ServerTask) -> nn.Module:
+def federation_start(
+    members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
+) -> nn.Module:
+    """Return the sample-weighted average of all uploads, which knows something of every class."""
+    return average_start(uploads, uploads, cluster, task)
+
+
+def member_start(
+    members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
+) -> nn.Module:
     """Return the upload that was trained on the most images; of equal ones the first client's."""
     return load_state(task.spec, max(members, key=lambda member: member.num_samples).state)
 
 
-STARTS: Mapping[str, Callable[[Sequence[ClientUpload], int, ServerTask], nn.Module]] = {
+STARTS: Mapping[str, Start] = {
     "random": random_start,
     "average": average_start,
+    "federation": federation_start,
     "member": member_start,
 }
 
@@ -218,8 +236,12 @@ def replay(
             before = round * len(order) * len(targets)
             task.progress.advance("cross-cluster optimisation", before + step, total * len(targets))
 
+        generators = [
+            torch_generator(config.seed, "replay-batches", target.cluster, round) for target in targets
+        ]
+        done = round * len(order)
         history = optimise(
-            targets, sources, order, iterations, round * len(order), total, after_step, task.workers
+            targets, sources, order, iterations, done, total, generators, after_step, task.workers
         )
         check_finite(targets, history)
         tensors = {"weights": history}

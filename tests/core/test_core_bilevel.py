@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CPU, DOUBLE, SmoothNet, noise, smooth_net, tiny_resnet
+from tiny import CPU, DOUBLE, SmoothNet, generator, noise, smooth_net, tiny_resnet
 from tiny import one_thread as one_thread
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from fedbicross_flwr.config import CrossClusterConfig
 from fedbicross_flwr.cross_cluster import (
     Source,
     Target,
+    draw_rows,
     flat,
     optimise,
     split_indices,
@@ -93,7 +94,7 @@ def test_outer_gradient_equals_finite_differences_through_the_real_step(options:
         expected.append((losses[0] - losses[1]) / (2 * step))
     # Inside the simplex the projection only takes the mean away, so the step shows the gradient.
     before = subject.weights.clone()
-    subject.step(made, t, T, subject.config.lr)
+    subject.step(made, t, T, subject.config.lr, generator())
     moved = ((before - subject.weights) / rate).numpy()
     assert np.ptp(expected) > 1e-3, "the sources must differ for this test to see anything"
     np.testing.assert_allclose(moved, np.subtract(expected, np.mean(expected)), rtol=1e-6)
@@ -113,7 +114,7 @@ def test_outer_gradient_itself_equals_finite_differences_at_another_rate() -> No
             probe.inner_step(made, t, T)
             losses.append(validation_loss(probe.model, made[0], t))
         expected.append((losses[0] - losses[1]) / (2 * step))
-    subject.step(made, t, T, 0.05)
+    subject.step(made, t, T, 0.05, generator())
     half = (expected[0] - expected[1]) / 2
     np.testing.assert_allclose((0.6 - subject.weights[0].item()) / 1e-2, half, rtol=1e-6)
 
@@ -128,8 +129,8 @@ def test_the_order_of_sources_changes_nothing(double: bool) -> None:
         [weights[j] for j in order], cluster=1, double=double, momentum=0.9, weight_lr=0.1, lr=0.05
     )
     for t in (1, 2):
-        first.step(made, t, T, 0.05)
-        second.step([made[j] for j in order], t, T, 0.05)
+        first.step(made, t, T, 0.05, generator())
+        second.step([made[j] for j in order], t, T, 0.05, generator())
     tolerance: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11} if double else {"rtol": 1e-3, "atol": 1e-5}
     for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
         torch.testing.assert_close(other, one, **tolerance)
@@ -144,8 +145,8 @@ def test_fixed_weights_of_zero_cost_nothing_and_equal_a_dropped_source() -> None
     calls = [0]
     whole.model.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     for t in (1, 2):
-        whole.step(made, t, T, 0.3)
-        without.step([made[0], made[2]], t, T, 0.3)
+        whole.step(made, t, T, 0.3, generator())
+        without.step([made[0], made[2]], t, T, 0.3, generator())
     assert calls == [4], "two sources, two steps, no validation"
     for one, other in zip(
         whole.model.state_dict().values(), without.model.state_dict().values(), strict=True
@@ -169,7 +170,7 @@ def test_one_cluster_is_plain_distillation_by_sgd() -> None:
     subject.model.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     rows = made[0].train
     for t in (2, 3):
-        subject.step(made, t, T, 0.3)
+        subject.step(made, t, T, 0.3, generator())
         share = 1 - t / T
         student = reference(made[0].iterates[t][rows].double()) / 2
         adapted, plain = made[0].adapted[t][rows] / 2, made[0].teacher[t][rows] / 2
@@ -191,7 +192,7 @@ def test_the_last_iterate_does_not_ask_the_noise_adapted_teacher() -> None:
         made.validation,
     )
     subject = target([1.0])
-    subject.step([broken], T, T, 0.1)
+    subject.step([broken], T, T, 0.1, generator())
     assert all(parameter.isfinite().all() for parameter in subject.model.parameters())
 
 
@@ -253,7 +254,16 @@ def test_optimise_records_the_weights_and_follows_the_schedule() -> None:
         rates.append(targets[(step - 1) // 3].optimiser.param_groups[0]["lr"])
         steps.append(step)
 
-    history = optimise(targets, made, [4, 3, 1], T, done=3, total=8, after_step=note)
+    history = optimise(
+        targets,
+        made,
+        [4, 3, 1],
+        T,
+        done=3,
+        total=8,
+        generators=[generator() for _ in targets],
+        after_step=note,
+    )
     # Steps 3, 4 and 5 of 8 are .375, .5 and .625 of the whole; one target goes after the other.
     assert steps == [1, 2, 3, 4, 5, 6] and rates == pytest.approx([0.3, 0.03, 0.03] * 2)
     assert history.shape == (3, 2, 2)
@@ -267,7 +277,16 @@ def test_targets_side_by_side_give_the_same_bits_as_one_after_the_other() -> Non
     results = []
     for workers in (1, 2):
         targets = [target([0.5, 0.5], cluster=k) for k in (0, 1)]
-        history = optimise(targets, made, [4, 3, 1], T, done=0, total=3, workers=workers)
+        history = optimise(
+            targets,
+            made,
+            [4, 3, 1],
+            T,
+            done=0,
+            total=3,
+            generators=[generator() for _ in targets],
+            workers=workers,
+        )
         results.append([history, *(p.detach() for one in targets for p in one.parameters)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -277,3 +296,24 @@ def test_flat_gradients_go_back_to_their_parameters() -> None:
     vector = torch.arange(sum(p.numel() for p in subject.parameters), dtype=torch.float64)
     subject.set_gradient(vector)
     assert torch.equal(flat([p.grad for p in subject.parameters if p.grad is not None]), vector)
+
+
+@pytest.mark.parametrize("size", [0, 3, 99])
+def test_a_step_reads_as_many_images_of_each_source_as_it_is_told(size: int) -> None:
+    rows = torch.tensor([1, 4, 5, 7, 8])
+    drawn = [draw_rows(rows, size, generator(seed)) for seed in range(20)]
+    wanted = size if size == 3 else len(rows)
+    assert all(len(one.unique()) == wanted and set(one.tolist()) <= set(rows.tolist()) for one in drawn)
+    if size == 3:
+        assert set(torch.cat(drawn).tolist()) == set(rows.tolist()), "every image has its turn"
+
+
+def test_a_step_on_few_images_is_the_inner_step_on_those_images() -> None:
+    made = sources(2)
+    subject, twin = target([0.4, 0.6], weights="uniform", batch_size=3), target([0.4, 0.6], weights="uniform")
+    subject.step(made, 2, T, subject.config.lr, generator(5))
+    source = generator(5)
+    rows = [draw_rows(one.train, 3, source) for one in made]
+    twin.inner_step(made, 2, T, rows)
+    for mine, other in zip(subject.parameters, twin.parameters, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
