@@ -1,7 +1,9 @@
 """The ClientApp: round 1 trains and uploads, round 2 distils and answers with scores alone.
 
 What leaves a client is written down here and nowhere else: in round 1 the arrays of f_i, how many images
-it was trained on, and its accuracy on the client's validation images; in round 2 scores.
+it was trained on, and its accuracy on the client's validation images, with ``clustering.by = "pacfl"`` also
+the subspaces of its images; in round 2 scores. What Flower's own strategies are sent in their many rounds is
+written in `client_app.rounds`.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from typing import Any, cast
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedbicross_flwr.client import ClientImages, first_round, second_round
+from client_app.rounds import local_round
+from fedbicross_flwr.client import ClientImages, first_round, second_round, subspace_of
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, open_data
+from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.run_folder import RunFolder
@@ -38,6 +42,12 @@ def train(message: Message, context: Context) -> Message:
 def personalise(message: Message, context: Context) -> Message:
     """Round 2: distil the cluster model into a personal one; only scores leave."""
     return answer(message, context, distil)
+
+
+@app.train("local")
+def local(message: Message, context: Context) -> Message:
+    """One of many rounds, for Flower's own strategies: train the received model, answer with its arrays."""
+    return answer(message, context, train_received)
 
 
 def answer(
@@ -67,13 +77,18 @@ def upload(message: Message, context: Context, client: int) -> RecordDict:
     metrics = MetricRecord(
         {"num-examples": len(images.train), "validation-accuracy": model.best_validation_accuracy}
     )
-    return RecordDict({"arrays": ArrayRecord(cast(Any, model.state)), "metrics": metrics})
+    content = RecordDict({"arrays": ArrayRecord(cast(Any, model.state)), "metrics": metrics})
+    if (subspace := subspace_of(images, task)) is not None:
+        content["subspace"] = ArrayRecord({"subspace": subspace})
+    return content
 
 
 def distil(message: Message, context: Context, client: int) -> RecordDict:
     """Personalise the cluster model that the message carries."""
     images, task, store = open_client(message, context, client)
     cluster = cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict()
+    if is_flower(task.config.method):
+        first_round(images, task, store)  # many rounds upload no f_i; the controls are made of it
     scores = second_round(images, dict(cluster), task, store)
     flat: dict[str, int | float | list[int] | list[float]] = {
         f"{row}/{protocol}/{metric}": value
@@ -82,6 +97,12 @@ def distil(message: Message, context: Context, client: int) -> RecordDict:
         for metric, value in metrics.items()
     }
     return RecordDict({"scores": MetricRecord(flat)})
+
+
+def train_received(message: Message, context: Context, client: int) -> RecordDict:
+    """Do one of many rounds."""
+    images, task, _ = open_client(message, context, client)
+    return local_round(message, images, task)
 
 
 def open_client(

@@ -55,6 +55,55 @@ def simulate(
 
 
 @app.command()
+def compare(
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between them, such as dense,fedbicross; all leaves out Flower's own."
+        ),
+    ] = "all",
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 3,
+    scale: Annotated[
+        str, typer.Option(help="The settings of configs/: quick, if none is named, or paper.", metavar="NAME")
+    ] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="Another configuration (TOML) instead.", metavar="FILE")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting for all runs; may be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="As for simulate; may be repeated for several data sets.")
+    ] = None,
+    data_root: Annotated[str, typer.Option(help="Where MedMNIST files are looked for and kept.")] = "",
+    alphas: Annotated[
+        str, typer.Option(help="Values of partition.alpha with commas between them: 0.1,0.3.")
+    ] = "",
+    clients: Annotated[
+        str, typer.Option(help="Values of partition.clients with commas between them: 5,10.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; one that was begun goes on.")] = Path(
+        "comparisons"
+    ),
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Each run under Flower and Ray; the numbers are the same.")
+    ] = False,
+) -> None:
+    """Run all methods on the same uploads, and write one table."""
+    # See `simulate`.
+    from fedbicross_flwr.compare.engine import compare_all
+    from fedbicross_flwr.compare.plan import base_settings, cells_of, plan_runs
+    from fedbicross_flwr.compare.variants import variants_named
+
+    base = base_settings(scale, config, settings or [])
+    images = [data_settings(one, data_root) for one in data or [""]]
+    folder = out.expanduser().resolve()
+    cells = cells_of(base, images, clients, alphas)
+    sys.exit(compare_all(plan_runs(base, cells, variants_named(methods), seeds, folder), flower, folder))
+
+
+@app.command()
 def summary(
     runs: Annotated[list[Path], typer.Argument(help="Finished run folders that differ in their seed alone.")],
 ) -> None:

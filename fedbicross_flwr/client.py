@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.distillation import fine_tune
@@ -13,6 +15,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import score_model
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
+from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.site_store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
 
@@ -46,6 +49,18 @@ def first_round(images: ClientImages, task: ClientTask, store: SiteStore) -> Loc
         model = train_client(images.train, task)
     store.save_local(model, task.spec, key)
     return model
+
+
+def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
+    """Return the subspace of the client's images where the clustering needs it, and nothing elsewhere.
+
+    It depends on the images, not only on the model: see `fedbicross_flwr.pacfl`.
+    """
+    clustering = task.config.clustering
+    if clustering.by != "pacfl" or task.config.method != "fedbicross":
+        return None
+    with cpu_threads(task.config.runtime.client_threads):
+        return data_subspace(images.train, task.spec.num_classes, clustering.pacfl_rank)
 
 
 def second_round(images: ClientImages, cluster: StateDict, task: ClientTask, store: SiteStore) -> RowScores:

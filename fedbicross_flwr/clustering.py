@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import ClusteringConfig
-from fedbicross_flwr.ensemble import classifier_norms
+from fedbicross_flwr.ensemble import class_shares
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.pacfl import proximity_matrix
 from fedbicross_flwr.seeds import derive_seed, torch_generator
 from fedbicross_flwr.training import predict_logits
 
@@ -94,19 +95,26 @@ def draw_probes(config: ClusteringConfig, channels: int, seed: int) -> Tensor:
 
 
 def cluster_clients(
-    models: Sequence[nn.Module], channels: int, config: ClusteringConfig, seed: int, compute: Compute
+    models: Sequence[nn.Module],
+    channels: int,
+    config: ClusteringConfig,
+    seed: int,
+    compute: Compute,
+    subspaces: Sequence[Tensor] = (),
 ) -> Clustering:
-    """Group clients whose models are alike.
+    """Group clients whose models are alike, or with ``pacfl`` whose data are.
 
     Parameters
     ----------
     models : sequence of nn.Module
         The uploads, in a fixed order, on the compute device.
+    subspaces : sequence of Tensor
+        For ``pacfl``: what each client uploaded besides, see `fedbicross_flwr.pacfl`.
 
     Raises
     ------
     FedBiCrossError
-        When there are fewer clients than clusters.
+        When there are fewer clients than clusters, or a subspace is missing.
     """
     wanted = config.clusters
     if isinstance(wanted, int) and wanted > len(models):
@@ -116,7 +124,7 @@ def cluster_clients(
         )
     probes = draw_probes(config, channels, seed)
     answers = torch.stack([predict_logits(model, probes, compute) for model in models]).cpu()
-    signatures = SIGNATURES[config.by](models, answers, config)
+    signatures = SIGNATURES[config.by](Evidence(models, answers, subspaces), config)
     group = CLUSTERERS.get(config.by, k_means)
     state = derive_seed(seed, "clustering") % 2**32
     assignment = choose_clusters(signatures, config, lambda count: group(signatures, count, config, state))
@@ -129,30 +137,50 @@ def cluster_clients(
     )
 
 
-def output_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+@dataclass(frozen=True)
+class Evidence:
+    """What signatures are made of: the models, their logits on the probes (N, M, C), and subspaces."""
+
+    models: Sequence[nn.Module]
+    answers: Tensor
+    subspaces: Sequence[Tensor]
+
+
+def output_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
     """Return p_i: the predictions on all probes, flattened to M * C."""
+    answers = evidence.answers
     outputs = F.softmax(answers, -1) if config.signature == "probabilities" else answers
     return outputs.flatten(1).double().numpy()
 
 
-def bias_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+def bias_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
     """Return the bias of the last layer, centred: a constant added to all classes changes nothing."""
-    biases = torch.stack([last_layer(model).bias.detach().double().cpu() for model in models])
+    biases = torch.stack([last_layer(model).bias.detach().double().cpu() for model in evidence.models])
     return (biases - biases.mean(1, keepdim=True)).numpy()
 
 
-def norm_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
-    """Return the norms of the last layer's rows."""
-    return torch.stack([classifier_norms(model).double().cpu() for model in models]).numpy()
+def norm_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
+    """Return each client's estimated label distribution, of the norms of the last layer's rows."""
+    return torch.stack([class_shares(model).double().cpu() for model in evidence.models]).numpy()
 
 
-def parameter_signature(models: Sequence[nn.Module], answers: Tensor, config: ClusteringConfig) -> Signatures:
+def parameter_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
     """Return all parameters in one vector."""
     vectors = [
         torch.cat([parameter.detach().cpu().reshape(-1) for parameter in model.parameters()])
-        for model in models
+        for model in evidence.models
     ]
     return torch.stack(vectors).double().numpy()
+
+
+def subspace_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
+    """Return each client's distances to all clients, by the principal angles of their data's subspaces."""
+    if len(evidence.subspaces) != len(evidence.models):
+        raise FedBiCrossError(
+            "clustering.by = 'pacfl' needs the subspace that each client uploads besides its model, but "
+            f"{len(evidence.subspaces)} of {len(evidence.models)} are there; run the first round again"
+        )
+    return proximity_matrix(evidence.subspaces)
 
 
 def last_layer(model: nn.Module) -> nn.Linear:
@@ -161,12 +189,13 @@ def last_layer(model: nn.Module) -> nn.Linear:
     return model.fc
 
 
-SIGNATURES: Mapping[str, Callable[[Sequence[nn.Module], Tensor, ClusteringConfig], Signatures]] = {
+SIGNATURES: Mapping[str, Callable[[Evidence, ClusteringConfig], Signatures]] = {
     "outputs": output_signature,
     "classifier_bias": bias_signature,
     "classifier_norms": norm_signature,
     "parameters": parameter_signature,
     "hierarchical": parameter_signature,
+    "pacfl": subspace_signature,
 }
 
 
@@ -187,7 +216,20 @@ def agglomerate(
     return np.asarray(model.labels_, dtype=np.int64)
 
 
-CLUSTERERS: Mapping[str, Callable[..., NDArray[np.int64]]] = {"hierarchical": agglomerate}
+def by_proximity(
+    signatures: Signatures, count: int, config: ClusteringConfig, state: int
+) -> NDArray[np.int64]:
+    """Group bottom-up by average linkage of the distances that the signatures are (PACFL)."""
+    if len(signatures) == 1:
+        return np.zeros(1, dtype=np.int64)
+    model = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit(signatures)
+    return np.asarray(model.labels_, dtype=np.int64)
+
+
+CLUSTERERS: Mapping[str, Callable[..., NDArray[np.int64]]] = {
+    "hierarchical": agglomerate,
+    "pacfl": by_proximity,
+}
 
 
 def choose_clusters(

@@ -14,7 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedbicross_flwr.config_baselines import CoBoostingConfig, DaflConfig, DenseConfig, FedIscaConfig
+from fedbicross_flwr.config_baselines import (
+    CoBoostingConfig,
+    DaflConfig,
+    DenseConfig,
+    FedIscaConfig,
+    FlowerConfig,
+)
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
 
@@ -116,9 +122,10 @@ class ClusteringConfig:
     )
     by: str = setting(
         "outputs",
-        "`outputs`: predictions on probes; `classifier_bias`, `classifier_norms`: the last layer's bias or "
-        "row norms; `parameters`: all weights; `hierarchical`: agglomerative on all weights",
-        choices=("outputs", "classifier_bias", "classifier_norms", "parameters", "hierarchical"),
+        "`outputs`: predictions on probes; `classifier_bias`: the last layer's bias; `classifier_norms`: the "
+        "label distribution that its row norms tell; `parameters`: all weights; `hierarchical`: "
+        "agglomerative on all weights; `pacfl`: subspaces of the clients' images, which are a further upload",
+        choices=("outputs", "classifier_bias", "classifier_norms", "parameters", "hierarchical", "pacfl"),
         source="III-A1, IV-C",
     )
     signature: str = setting(
@@ -135,6 +142,9 @@ class ClusteringConfig:
     )
     probe_amplitude: float = setting(1.0, "standard deviation of the probes, in normalised pixels", above=0.0)
     num_probes: int = setting(256, "probes M", low=1, source="IV-A")
+    pacfl_rank: int = setting(
+        3, "`pacfl`: directions that a client uploads of each class", low=1, source="PACFL"
+    )
     n_init: int = setting(20, "restarts of K-means", low=1)
 
 
@@ -145,9 +155,17 @@ class TeacherConfig:
     aggregation: str = setting(
         "class_weighted",
         "`logits`: mean of logits; `probabilities`: mean of probabilities; `confidence`: weighted by "
-        "1 - normalised entropy; `class_weighted`: weighted per class by the classifier's row norms",
+        "1 - normalised entropy; `class_weighted`: weighted per class by the label distributions that the "
+        "classifiers' row norms tell",
         choices=("logits", "probabilities", "confidence", "class_weighted"),
         source="III-A1: logits",
+    )
+    scope: str = setting(
+        "cluster",
+        "who says what a cluster's synthetic images show: its own ensemble F_k, or that of all uploads of the "
+        "`federation`",
+        choices=("cluster", "federation"),
+        source="III-B: cluster",
     )
     noise_adaptation: str = setting(
         "reverse_ema",
@@ -171,8 +189,9 @@ class InversionConfig:
     lr: float = setting(0.1, "learning rate of Adam", above=0.0, source="IV-A: 0.05")
     labels: str = setting(
         "balanced",
-        "`balanced`: classes in turn; `cluster_prior`: like the cluster's mean prediction on probes",
-        choices=("balanced", "cluster_prior"),
+        "`balanced`: classes in turn; `cluster_prior`: like the cluster's mean prediction on probes; "
+        "`classifier_norms`: like the label distribution that its classifiers' row norms tell",
+        choices=("balanced", "cluster_prior", "classifier_norms"),
         source="III-A2",
     )
     jitter: int = setting(
@@ -228,8 +247,8 @@ class CrossClusterConfig:
     )
     student_init: str = setting(
         "average",
-        "G_k starts at `random` weights, at the `average` of its cluster's uploads, at that of all uploads of "
-        "the `federation`, or at the upload of the `member` with the most images",
+        "G_k starts at `random` weights, at the `average` of its cluster's uploads, at that of all uploads "
+        "of the `federation`, or at the upload of the `member` with the most images",
         choices=("random", "average", "federation", "member"),
         source="Algorithm 1: random",
     )
@@ -322,6 +341,7 @@ class RunConfig:
     dense: DenseConfig = field(default_factory=DenseConfig)
     fedisca: FedIscaConfig = field(default_factory=FedIscaConfig)
     coboosting: CoBoostingConfig = field(default_factory=CoBoostingConfig)
+    flower: FlowerConfig = field(default_factory=FlowerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

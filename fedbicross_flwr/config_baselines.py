@@ -146,3 +146,35 @@ class CoBoostingConfig:
         0, "batches that the pool keeps, the newest; 0 keeps all", low=0, source="Co-Boosting: all"
     )
     student_init: str = setting("random", "where the student starts", choices=STARTS)
+
+
+@dataclass(frozen=True)
+class FlowerConfig:
+    """Flower's own strategies over many rounds (``method = "flower:FedAvg"`` and so on).
+
+    Where Flower's own default would make a strategy the same as FedAvg, the published value stands here.
+    """
+
+    rounds: int = setting(5, "rounds; `client.epochs` is divided over them", low=1)
+    proximal_mu: float = setting(
+        0.01, "FedProx: weight mu of the proximal term", low=0.0, source="Li et al., 2020: .001-1; Flower: 0"
+    )
+    server_lr: float = setting(1.0, "FedAvgM: learning rate of the server", above=0.0, source="Flower")
+    server_momentum: float = setting(
+        0.9, "FedAvgM: momentum of the server", low=0.0, high=0.9999, source="Hsu et al., 2019; Flower: 0"
+    )
+    adam_lr: float = setting(0.1, "FedAdam: learning rate of the server", above=0.0, source="Flower")
+    adagrad_lr: float = setting(0.1, "FedAdagrad: learning rate of the server", above=0.0, source="Flower")
+    yogi_lr: float = setting(0.01, "FedYogi: learning rate of the server", above=0.0, source="Flower")
+    beta_1: float = setting(0.9, "FedAdam, FedYogi: momentum", low=0.0, high=0.9999, source="Flower")
+    beta_2: float = setting(
+        0.99, "FedAdam, FedYogi: momentum of the squares", low=0.0, high=0.9999, source="Flower"
+    )
+    tau: float = setting(
+        1e-3, "FedAdam, FedAdagrad, FedYogi: added to the root of the squares", above=0.0, source="Flower"
+    )
+    trim: float = setting(
+        0.2, "FedTrimmedAvg: share that is cut off at each end", low=0.0, high=0.4999, source="Flower"
+    )
+    malicious: int = setting(0, "Krum: clients that are taken to be malicious", low=0, source="Flower")
+    q: float = setting(0.1, "QFedAvg: fairness; 0 is near FedAvg", low=0.0, source="Flower")

@@ -39,7 +39,7 @@ def confidence_weighted(logits: Tensor, class_weights: Tensor) -> Tensor:
 
 
 def class_weighted(logits: Tensor, class_weights: Tensor) -> Tensor:
-    """Average probabilities, each class by the models whose classifier weights it most."""
+    """Average probabilities, each class by the models that seem to have seen it most (`class_shares`)."""
     return weighted_mixture(logits, class_weights.unsqueeze(1))
 
 
@@ -69,6 +69,21 @@ def classifier_norms(model: nn.Module) -> Tensor:
     return norms
 
 
+def class_shares(model: nn.Module) -> Tensor:
+    """Return an estimate of a client's label distribution from its upload alone, (C,), summing to 1.
+
+    Weight decay and the shared start leave the row of a class that was never seen the shortest, so what is
+    above the shortest row is put in proportion. A floor keeps every share above zero.
+    """
+    norms = classifier_norms(model)
+    above = norms - norms.min() + SHARE_FLOOR * norms.mean().clamp_min(SHARE_FLOOR)
+    return above / above.sum()
+
+
+SHARE_FLOOR = 1e-3
+"""Of the mean norm: what a class has that seems never to have been seen."""
+
+
 class Ensemble(nn.Module):
     """Frozen models in eval mode that answer together.
 
@@ -86,10 +101,8 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(models).eval().requires_grad_(False)
         self.aggregation = aggregation
-        norms = torch.stack([classifier_norms(model) for model in models])
-        # A floor, since the logarithm of a weight is taken: no row of any member may have length zero.
-        norms = norms.clamp_min(1e-12)
-        self.register_buffer("class_weights", norms / norms.sum(0, keepdim=True))
+        shares = torch.stack([class_shares(model) for model in models])
+        self.register_buffer("class_weights", shares / shares.sum(0, keepdim=True))
 
     def train(self, mode: bool = True) -> Ensemble:
         """Stay in eval mode: a teacher is never trained."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,11 @@ def deal(source: ImageSource, config: RunConfig) -> Partition:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """A source with its partition."""
+    """A source with its partition; several threads may read, one after another."""
 
     source: ImageSource
     partition: Partition
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def client(self, client: int) -> ClientImages:
         """Read one client's images, and no other client's training images."""
@@ -83,5 +85,6 @@ class FederatedData:
 
     def read(self, part: Part, rows: NDArray[np.int64]) -> LabelledImages:
         """Read images and labels of some rows."""
-        labels = torch.from_numpy(self.source.labels(part)[rows])
-        return LabelledImages(normalise(self.source.images(part, rows)), labels)
+        with self._reading:
+            labels, images = self.source.labels(part)[rows], self.source.images(part, rows)
+        return LabelledImages(normalise(images), torch.from_numpy(labels))

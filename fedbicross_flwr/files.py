@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -36,3 +37,19 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
         ) from error
     return path
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Return whether an error, or one that it came from, says that there is no room left to write.
+
+    An error that came out of another process has its text alone, so the text counts as well.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in full:
+            return True
+        if any(os.strerror(code) in str(found) for code in full):
+            return True
+        found = found.__cause__ or found.__context__
+    return False

@@ -1,21 +1,31 @@
 """A whole run in this process, without Flower and Ray: for notebooks, tests, and a machine with a GPU.
 
-Client after client, then the server, then client after client. The numbers are those of the same run
-under Flower.
+The clients, then the server, then the clients again; clients work side by side on the CPU's cores. The
+numbers are those of the same run under Flower.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from fedbicross_flwr.client import first_round, second_round
+from torch import Tensor
+
+from fedbicross_flwr.client import first_round, second_round, subspace_of
+from fedbicross_flwr.compute import server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import disk_is_full
+from fedbicross_flwr.parallel import Check, side_by_side
+from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.site_store import SiteStore
-from fedbicross_flwr.training import ClientTask
+from fedbicross_flwr.site_store import RowScores, SiteStore
+from fedbicross_flwr.training import ClientTask, LocalModel
+
+Result = TypeVar("Result")
 
 
 def run_in_process(config: RunConfig, folder: Path, after_client: Callable[[], None] = lambda: None) -> Path:
@@ -28,58 +38,106 @@ def run_in_process(config: RunConfig, folder: Path, after_client: Callable[[], N
     folder : Path
         The run's folder. Called again with the same folder and configuration, an interrupted run goes on.
     after_client : callable
-        Called after each client's work.
+        Called after each client's work, in the calling thread and in the order of the clients' numbers.
 
     Raises
     ------
     FedBiCrossError
-        When the data or the folder cannot be used, or no client comes through.
+        When the data or the folder cannot be used, the disk is full, or no client comes through.
     """
     server = Server.open(config, folder, "in-process")
     start = time.perf_counter()
-    for client in range(server.data.partition.num_clients):
-        if client not in server.uploads:
-            upload(server, client)
-            after_client()
+    waiting = [one for one in range(server.data.partition.num_clients) if one not in server.uploads]
+
+    def accept(client: int, sent: tuple[LocalModel, Tensor | None]) -> None:
+        model, subspace = sent
+        said = {"validation_accuracy": model.best_validation_accuracy}
+        server.accept(client, len(server.data.partition.train[client]), model.state, said, subspace)
+
+    all_clients(server, waiting, upload, accept, after_client)
     middle = time.perf_counter()
     outcome = server.run_method()
     shipped = time.perf_counter()
-    for client in sorted(outcome.assignment):
-        personal(server, client)
-        after_client()
+    all_clients(server, sorted(outcome.assignment), personal, server.record, after_client)
     end = time.perf_counter()
     return server.finish({"upload round": middle - start, "personalisation round": end - shipped})
 
 
-def upload(server: Server, client: int) -> None:
+def all_clients(
+    server: Server,
+    clients: Sequence[int],
+    work: Callable[[Server, int, Check], Result],
+    take: Callable[[int, Result], None],
+    after_client: Callable[[], None],
+) -> None:
+    """Do a round's work of some clients side by side; take what comes of it in the order of their numbers.
+
+    A client that cannot do its work is left out, with the reason. That is not so when the disk is full: it
+    is the disk of all, and would leave out one client after another.
+    """
+
+    def attempt(client: int, check: Check) -> tuple[int, Result | FedBiCrossError]:
+        try:
+            return client, work(server, client, check)
+        except FedBiCrossError as error:
+            if disk_is_full(error):
+                raise
+            return client, error
+
+    def hand_over(answer: tuple[int, Result | FedBiCrossError]) -> None:
+        client, result = answer
+        if isinstance(result, FedBiCrossError):
+            server.refuse(client, str(result))
+        else:
+            take(client, result)
+        after_client()
+
+    side_by_side(attempt, clients, workers(server), hand_over)
+
+
+def workers(server: Server) -> int:
+    """Return how many clients work at once: one an accelerator, or as many as the CPU has cores for."""
+    runtime = server.config.runtime
+    if server.compute.device.type != "cpu":
+        return 1
+    return max(server_threads(runtime) // runtime.client_threads, 1)
+
+
+def upload(server: Server, client: int, check: Check) -> tuple[LocalModel, Tensor | None]:
     """Do one client's first round."""
-    try:
-        model = first_round(server.data.client(client), client_task(server, client), store(server, client))
-    except FedBiCrossError as error:
-        server.refuse(client, str(error))
-        return
-    said = {"validation_accuracy": model.best_validation_accuracy}
-    server.accept(client, len(server.data.partition.train[client]), model.state, said)
+    images, task = server.data.client(client), client_task(server, client, check)
+    return first_round(images, task, store(server, client)), subspace_of(images, task)
 
 
-def personal(server: Server, client: int) -> None:
+def personal(server: Server, client: int, check: Check) -> RowScores:
     """Do one client's second round."""
-    try:
-        images = server.data.client(client)
-        scores = second_round(
-            images, server.cluster_model(client), client_task(server, client), store(server, client)
-        )
-    except FedBiCrossError as error:
-        server.refuse(client, str(error))
-        return
-    server.record(client, scores)
+    images, shipped = server.data.client(client), server.cluster_model(client)
+    return second_round(images, shipped, client_task(server, client, check), store(server, client))
 
 
-def client_task(server: Server, client: int) -> ClientTask:
-    """Return the client's task."""
-    return ClientTask(client, server.spec, server.config, server.compute, server.progress)
+def client_task(server: Server, client: int, check: Check) -> ClientTask:
+    """Return the client's task, which ends early when the round is given up."""
+    progress = Watched(server.progress, check)
+    return ClientTask(client, server.spec, server.config, server.compute, progress)
 
 
 def store(server: Server, client: int) -> SiteStore:
     """Return the directory that stands for the client's own."""
     return SiteStore.of(server.config, server.folder.site(client), server.data.source.info.class_names)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Progress that asks at each step whether to go on."""
+
+    progress: Progress
+    check: Check
+
+    def advance(self, stage: str, done: int, total: int, *, client: int | None = None) -> None:
+        """Note a step, unless the work was given up."""
+        self.check()
+        self.progress.advance(stage, done, total, client=client)
+
+    def note(self, text: str) -> None:
+        """Note a fact."""
+        self.progress.note(text)

@@ -82,7 +82,9 @@ def prior_labels(size: int, prior: Tensor) -> Tensor:
 LABELS: Mapping[str, Callable[[int, Tensor], Tensor]] = {
     "balanced": balanced_labels,
     "cluster_prior": prior_labels,
+    "classifier_norms": prior_labels,
 }
+"""``(images, prior (C,)) -> labels``"""
 
 
 def differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -21,10 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
-from fedbicross_flwr.clustering import tidy
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.training import LabelledImages
 
@@ -161,35 +159,3 @@ def proximity_matrix(subspaces: Sequence[Tensor], measure: str = "smallest") -> 
     for i, j in itertools.combinations(range(len(spans)), 2):
         proximity[i, j] = proximity[j, i] = span_distance(spans[i], spans[j], measure)
     return proximity
-
-
-def cluster_proximity(proximity: NDArray[np.float64], clusters: int) -> tuple[int, ...]:
-    """Group clients bottom-up by average linkage.
-
-    Parameters
-    ----------
-    proximity : ndarray
-        Distances (N, N), from `proximity_matrix`.
-    clusters : int
-        K.
-
-    Returns
-    -------
-    tuple of int
-        Cluster of each client; none is empty, and they are numbered by their first client.
-
-    Raises
-    ------
-    FedBiCrossError
-        When there are fewer clients than clusters.
-    """
-    clients = len(proximity)
-    if clusters > clients:
-        raise FedBiCrossError(
-            f"clustering.clusters = {clusters}, but only {clients} client(s) sent a data subspace; "
-            "lower the number of clusters or bring back the missing clients"
-        )
-    if clients == 1:
-        return (0,)
-    model = AgglomerativeClustering(clusters, metric="precomputed", linkage="average").fit(proximity)
-    return tidy(np.asarray(model.labels_, dtype=np.int64), clusters)

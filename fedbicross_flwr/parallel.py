@@ -25,7 +25,12 @@ class GivenUpError(Exception):
     """Ends a piece of work whose result nobody waits for any more."""
 
 
-def side_by_side(work: Callable[[Item, Check], Result], items: Sequence[Item], workers: int) -> list[Result]:
+def side_by_side(
+    work: Callable[[Item, Check], Result],
+    items: Sequence[Item],
+    workers: int,
+    take: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
     """Return ``[work(item, check) for item in items]``, on up to `workers` cores at once.
 
     Parameters
@@ -35,10 +40,21 @@ def side_by_side(work: Callable[[Item, Check], Result], items: Sequence[Item], w
         failure elsewhere ends it soon.
     workers : int
         With one, everything happens in the calling thread.
+    take : callable, optional
+        Called with each result, in the calling thread and in the order of the items, once it and all before
+        it are there.
     """
+    results: list[Result] = []
+
+    def keep(result: Result) -> None:
+        take(result)
+        results.append(result)
+
     if workers <= 1 or len(items) <= 1:
         with cpu_threads(1):
-            return [work(item, lambda: None) for item in items]
+            for item in items:
+                keep(work(item, lambda: None))
+        return results
     given_up = threading.Event()
 
     def check() -> None:
@@ -49,8 +65,10 @@ def side_by_side(work: Callable[[Item, Check], Result], items: Sequence[Item], w
     pool = ThreadPoolExecutor(min(workers, len(items)), initializer=torch.set_num_threads, initargs=(1,))
     with pool:
         try:
-            return list(pool.map(work, items, [check] * len(items)))
+            for result in pool.map(work, items, [check] * len(items)):
+                keep(result)
         except BaseException:
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return results

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedbicross_flwr.methods import method_named
+from fedbicross_flwr.methods.flower_rounds import NOTES, is_flower, strategy_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Row:
         One sentence.
     models_up, models_down : int
         Models that each client sends and receives; ``-1`` stands for one of each client.
+    more_up : int
+        Bytes that each client sends besides.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Row:
     note: str
     models_up: int = 0
     models_down: int = 0
+    more_up: int = 0
 
 
 ROWS: Mapping[str, Row] = {
@@ -53,19 +57,46 @@ ROWS: Mapping[str, Row] = {
 """Rows that every run has, in the order of the table; the method's own two follow."""
 
 
-def rows_of(name: str) -> dict[str, Row]:
+def rows_of(name: str, more_up: int = 0, rounds: int = 1) -> dict[str, Row]:
     """Return the rows of a run of one method, in the order of the table.
+
+    Parameters
+    ----------
+    more_up : int, default 0
+        Bytes that the method has each client send besides its model.
+    rounds : int, default 1
+        Rounds of one of Flower's strategies; one-shot methods have one.
 
     Raises
     ------
     FedBiCrossError
         When there is no method of that name.
     """
+    if is_flower(name):
+        return rows_of_rounds(name, rounds)
     method = method_named(name)
     common = {key: row for key, row in ROWS.items() if key != name}
     personal = "The client's personal model after stage 3, made of the model it was sent."
     return {
         **common,
-        "cluster-model": Row(method.title, method.kind, "The model as it is shipped to the client.", 1, 1),
-        "personal": Row(method.personal_title, method.kind, personal, 1, 1),
+        "cluster-model": Row(
+            method.title, method.kind, "The model as it is shipped to the client.", 1, 1, more_up
+        ),
+        "personal": Row(method.personal_title, method.kind, personal, 1, 1, more_up),
+    }
+
+
+def rows_of_rounds(name: str, rounds: int) -> dict[str, Row]:
+    """Return the rows of one of Flower's strategies: the controls, and its own two.
+
+    What the server makes of the uploads of one round is not part of it: no client uploads its own model.
+    Each round sends the global model to the client and its update back; the last model is sent once more.
+    """
+    method = method_named(name, rounds)
+    controls = {key: row for key, row in ROWS.items() if row.kind == "control"}
+    personal = "The global model, fine-tuned by the client with stage 3's budget."
+    return {
+        **controls,
+        "cluster-model": Row(method.title, method.kind, NOTES[strategy_of(name)], rounds, rounds + 1),
+        "personal": Row(method.personal_title, method.kind, personal, rounds, rounds + 1),
     }

@@ -79,6 +79,10 @@ class RunFolder:
         """Return where a client's upload is kept."""
         return self.path / "uploads" / f"client-{client:02d}.safetensors"
 
+    def subspace_path(self, client: int) -> Path:
+        """Return where the subspace is kept that a client uploaded for PACFL."""
+        return self.path / "uploads" / f"subspace-{client:02d}.safetensors"
+
     def site(self, client: int) -> Path:
         """Return the directory that stands for a simulated client's own."""
         return self.path / "sites" / f"client-{client:02d}"
@@ -88,6 +92,8 @@ class RunFolder:
     ) -> None:
         """Keep an upload, with what else the client said of its training."""
         said = {"num_samples": str(upload.num_samples), "said": json.dumps(dict(facts))}
+        if upload.subspace is not None:
+            write_tensors(self.subspace_path(upload.client), {"subspace": upload.subspace})
         save_model(self.upload_path(upload.client), spec, upload.state, class_names, **said)
 
     def load_upload(self, client: int) -> tuple[ClientUpload, dict[str, float]] | None:
@@ -96,7 +102,13 @@ class RunFolder:
             state, facts = read_tensors(self.upload_path(client))
         except FedBiCrossError:
             return None
-        return ClientUpload(client, int(facts["num_samples"]), state), json.loads(facts["said"])
+        subspace = None
+        if self.subspace_path(client).exists():
+            try:
+                subspace = read_tensors(self.subspace_path(client))[0]["subspace"]
+            except FedBiCrossError:
+                return None
+        return ClientUpload(client, int(facts["num_samples"]), state, subspace), json.loads(facts["said"])
 
     def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
         """Return a stage's result, from the folder if it was finished before (see `methods.Stages`)."""

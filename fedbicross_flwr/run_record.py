@@ -21,7 +21,7 @@ from fedbicross_flwr.evaluation import METRICS, PROTOCOLS, Scores
 from fedbicross_flwr.federated_data import FederatedData
 from fedbicross_flwr.inversion import DIAGNOSTICS
 from fedbicross_flwr.methods import Findings
-from fedbicross_flwr.rows import rows_of
+from fedbicross_flwr.rows import Row
 from fedbicross_flwr.site_store import RowScores
 
 if TYPE_CHECKING:
@@ -83,18 +83,34 @@ def inversion_entry(inversion: Any) -> dict[str, Any]:
 
 
 def write_metrics(
-    folder: RunFolder, method: str, clients: Sequence[ClientRecord], model_bytes: int, models: int
+    folder: RunFolder,
+    rows: Mapping[str, Row],
+    clients: Sequence[ClientRecord],
+    model_bytes: int,
+    models: int,
 ) -> None:
-    """Write ``metrics.json``: every row, every client, both protocols, and what a row costs to send."""
-    rows = []
-    for key, row in rows_of(method).items():
+    """Write ``metrics.json``: every row, every client, both protocols, and what a row costs to send.
+
+    Parameters
+    ----------
+    rows : mapping of str to Row
+        The rows by their key in the clients' scores, in the order of the table.
+    clients : sequence of ClientRecord
+        Each with scores for every row.
+    model_bytes : int
+        Size of one model as it travels.
+    models : int
+        Clients that uploaded one.
+    """
+    written = []
+    for key, row in rows.items():
         down = models if row.models_down < 0 else row.models_down
-        rows.append(
+        written.append(
             {
                 "name": row.name,
                 "kind": row.kind,
                 "note": row.note,
-                "bytes_up": row.models_up * model_bytes,
+                "bytes_up": row.models_up * model_bytes + row.more_up,
                 "bytes_down": down * model_bytes,
                 "clients": [
                     {"client": one.client, **{p: tidy_scores(s) for p, s in one.scores[key].items()}}
@@ -103,7 +119,7 @@ def write_metrics(
             }
         )
     present = {protocol for one in clients for scores in one.scores.values() for protocol in scores}
-    folder.write_json("metrics.json", {"protocols": [p for p in PROTOCOLS if p in present], "rows": rows})
+    folder.write_json("metrics.json", {"protocols": [p for p in PROTOCOLS if p in present], "rows": written})
 
 
 def tidy_scores(scores: Scores) -> dict[str, Any]:
@@ -119,8 +135,9 @@ def write_run(
     clients: Sequence[ClientRecord],
     seconds: Mapping[str, float],
     runner: str,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``run.json``, which says that the run is finished."""
+    """Write ``run.json``, which says that the run is finished; `extra` are more members of it."""
     info = data.source.info
     counts = data.partition.counts(data.source.labels("train"), info.num_classes)
     compute = Compute.of(config.runtime)
@@ -144,6 +161,7 @@ def write_run(
             "source": info.source,
         },
         "clients": [client_entry(one, counts[one.client].tolist()) for one in clients],
+        **(extra or {}),
     }
     folder.write_json("run.json", content)
 

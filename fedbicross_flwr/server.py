@@ -11,8 +11,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedbicross_flwr.artifacts import digest, save_model
 from fedbicross_flwr.compute import Compute, cpu_threads
@@ -21,14 +23,16 @@ from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, deal, open_data
 from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
+from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
+from fedbicross_flwr.rows import rows_of
 from fedbicross_flwr.run_folder import RunFolder, check_folder
 from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metrics, write_run
 from fedbicross_flwr.server_rows import server_scores
 from fedbicross_flwr.site_store import RowScores
-from fedbicross_flwr.uploads import check_upload
+from fedbicross_flwr.uploads import check_subspace, check_upload
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Server:
         The data set with its partition; the server reads test images only.
     runner : str
         ``"flower"`` or ``"in-process"``, for the record.
+    extra : dict of str to Any
+        More that ``run.json`` is to say.
     """
 
     config: RunConfig
@@ -54,6 +60,7 @@ class Server:
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     uploads: dict[int, ClientUpload] = field(default_factory=dict)
     outcome: ServerOutcome | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -63,19 +70,13 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            When the method is unknown, or the data or the folder cannot be used.
+            When the method is unknown or cannot be run so, or the data or the folder cannot be used.
         """
         method_named(config.method)
-        source = open_data(config)
-        check_folder(path, config, source.fingerprint())
-        kept = path / "partition.json"
-        partition = Partition.load(kept) if kept.exists() else deal(source, config)
-        # Not before the data is dealt: a folder that failed there would refuse the corrected settings.
-        folder = RunFolder.open(path, config, source.fingerprint())
-        if not kept.exists():
-            partition.save(kept)
-        server = cls(config, folder, FederatedData(source, partition), runner)
-        for client in range(partition.num_clients):
+        check_rounds(config, runner)
+        folder, data = open_run(config, path)
+        server = cls(config, folder, data, runner)
+        for client in range(data.partition.num_clients):
             if (upload := folder.load_upload(client)) is not None:
                 server.take(*upload)
         return server
@@ -100,17 +101,26 @@ class Server:
         """Take an upload into the run."""
         self.uploads[upload.client] = upload
         self.clients[upload.client] = ClientRecord(
-            upload.client, upload.num_samples, said.get("validation_accuracy"), payload_bytes(upload.state)
+            upload.client, upload.num_samples, said.get("validation_accuracy"), upload_bytes(upload)
         )
 
-    def accept(self, client: int, num_samples: int, state: StateDict, said: Mapping[str, float]) -> None:
+    def accept(
+        self,
+        client: int,
+        num_samples: int,
+        state: StateDict,
+        said: Mapping[str, float],
+        subspace: Tensor | None = None,
+    ) -> None:
         """Check an upload, keep it, and take it into the run; a bad one is refused with the reason."""
         try:
             check_upload(client, state, num_samples, self.spec)
+            if self.config.clustering.by == "pacfl":
+                check_subspace(client, subspace, self.spec, self.config.clustering.pacfl_rank)
         except FedBiCrossError as error:
             self.refuse(client, str(error))
             return
-        upload = ClientUpload(client, num_samples, state)
+        upload = ClientUpload(client, num_samples, state, subspace)
         self.folder.save_upload(upload, self.spec, self.data.source.info.class_names, said)
         self.take(upload, said)
 
@@ -133,22 +143,27 @@ class Server:
             raise FedBiCrossError(f"no client sent a usable model: {reasons or 'no client answered'}")
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         self.folder.inputs = ",".join(
-            f"{upload.client}:{upload.num_samples}:{digest(upload.state)[:16]}" for upload in uploads
+            f"{upload.client}:{upload.num_samples}:{digest(upload_tensors(upload))[:16]}"
+            for upload in uploads
         )
         task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
         with cpu_threads(1):
-            self.outcome = method_named(self.config.method).serve(uploads, task)
+            return self.take_outcome(method_named(self.config.method).serve(uploads, task))
+
+    def take_outcome(self, outcome: ServerOutcome) -> ServerOutcome:
+        """Take what a method has learned, and write it down."""
+        self.outcome = outcome
         names = self.data.source.info.class_names
-        for index, state in enumerate(self.outcome.models):
+        for index, state in enumerate(outcome.models):
             save_model(self.folder.path / "models" / f"cluster-{index}.safetensors", self.spec, state, names)
-        write_findings(self.folder, sorted(self.uploads), self.outcome.findings)
-        return self.outcome
+        write_findings(self.folder, sorted(outcome.assignment), outcome.findings)
+        return outcome
 
     def cluster_model(self, client: int) -> StateDict:
         """Return the one model that a client is sent in round 2."""
         assert self.outcome is not None
         state = self.outcome.models[self.outcome.assignment[client]]
-        self.clients[client].bytes_received = payload_bytes(state)
+        self.clients[client].bytes_received += payload_bytes(state)
         return state
 
     def record(self, client: int, scores: RowScores) -> None:
@@ -175,16 +190,50 @@ class Server:
         start = time.perf_counter()
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         task = ServerTask(self.spec, self.config, self.compute, self.progress)
-        with cpu_threads(1), torch.inference_mode():
-            server_scores(uploads, done, self.data, task)
+        if uploads:  # none after many rounds of one of Flower's strategies
+            with cpu_threads(1), torch.inference_mode():
+                server_scores(uploads, done, self.data, task)
         seconds = {**self.folder.seconds(), **rounds, "evaluation": time.perf_counter() - start}
         seconds["total"] = time.perf_counter() - self.started
-        write_metrics(self.folder, self.config.method, done, payload_bytes(uploads[0].state), len(uploads))
+        assert self.outcome is not None
+        model_bytes = payload_bytes(self.outcome.models[0])
+        more = upload_bytes(uploads[0]) - model_bytes if uploads else 0
+        rows = rows_of(self.config.method, more, self.config.flower.rounds)
+        write_metrics(self.folder, rows, done, model_bytes, len(uploads))
         records = [self.clients[client] for client in sorted(self.clients)]
-        write_run(self.folder, self.config, self.data, records, seconds, self.runner)
+        write_run(self.folder, self.config, self.data, records, seconds, self.runner, self.extra)
         report = write_report(self.folder.path)
         self.folder.drop_stages()
         return report
+
+
+def open_run(config: RunConfig, path: Path) -> tuple[RunFolder, FederatedData]:
+    """Open the data, deal it, and open or continue the run folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the data or the folder cannot be used.
+    """
+    source = open_data(config)
+    check_folder(path, config, source.fingerprint())
+    kept = path / "partition.json"
+    partition = Partition.load(kept) if kept.exists() else deal(source, config)
+    # Not before the data is dealt: a folder that failed there would refuse the corrected settings.
+    folder = RunFolder.open(path, config, source.fingerprint())
+    if not kept.exists():
+        partition.save(kept)
+    return folder, FederatedData(source, partition)
+
+
+def upload_tensors(upload: ClientUpload) -> StateDict:
+    """Return all tensors that a client sent."""
+    return upload.state if upload.subspace is None else {**upload.state, "subspace": upload.subspace}
+
+
+def upload_bytes(upload: ClientUpload) -> int:
+    """Return the bytes of all that a client sent."""
+    return payload_bytes(upload_tensors(upload))
 
 
 def payload_bytes(state: StateDict) -> int:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
 from fedbicross_flwr.evaluation import Probabilities, score
 from fedbicross_flwr.federated_data import FederatedData
-from fedbicross_flwr.methods import ClientUpload, ServerTask, fedavg
+from fedbicross_flwr.methods import ClientUpload, ServerTask
+from fedbicross_flwr.methods.fedavg import fedavg
 from fedbicross_flwr.run_record import ClientRecord
 from fedbicross_flwr.training import predict_logits
 

@@ -18,6 +18,10 @@ from fedbicross_flwr.run_folder import free_run_id
 from fedbicross_flwr.server import Server
 
 
+class FlowerRunError(Exception):
+    """A run under Flower that failed, by no known mistake of the user."""
+
+
 def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console: Console) -> None:
     """Run one configuration to its report, under Flower or in this process.
 
@@ -41,8 +45,12 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
     else:
         describe(server, console)
         clients = server.data.partition.num_clients
-        with ProgressDisplay(folder / "progress.jsonl", clients, console) as display:
-            run_it(config, folder, in_process, display)
+        try:
+            with ProgressDisplay(folder / "progress.jsonl", clients, console) as display:
+                run_it(config, folder, in_process, display)
+        except FlowerRunError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
     console.print(f"\n{folder.name}", style="bold", markup=False, highlight=False)
     render_terminal(results_table(load_run(folder)), console)
     print(f"\nreport: {folder / 'report.html'}")
@@ -76,7 +84,15 @@ def describe(server: Server, console: Console) -> None:
 
 
 def run_it(config: RunConfig, folder: Path, in_process: bool, display: ProgressDisplay) -> None:
-    """Run under Flower, or here."""
+    """Run under Flower, or here.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the run fails for a reason that the user can mend.
+    FlowerRunError
+        When it fails under Flower for another reason.
+    """
     if in_process:
         run_in_process(config, folder, display.poll)
         return
@@ -94,5 +110,4 @@ def run_it(config: RunConfig, folder: Path, in_process: bool, display: ProgressD
         return
     if display.error:
         raise FedBiCrossError(display.error)
-    print(f"error: the run {status.status}: {status.details}; Flower's log is {log}", file=sys.stderr)
-    sys.exit(1)
+    raise FlowerRunError(f"the run {status.status}: {status.details}; Flower's log is {log}")

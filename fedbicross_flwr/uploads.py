@@ -31,6 +31,26 @@ def check_upload(client: int, state: Mapping[str, Tensor], num_samples: int, spe
         raise FedBiCrossError(f"upload of client {client} is refused: {problem}")
 
 
+def check_subspace(client: int, subspace: Tensor | None, spec: ModelSpec, rank: int) -> None:
+    """Hold the subspace that PACFL has a client send against what it must be.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it is missing, has another shape or type, or is empty or not finite.
+    """
+    shape = (spec.num_classes, spec.channels * 28 * 28, rank)
+    if subspace is None:
+        problem = "it lacks the subspace that clustering.by = 'pacfl' needs"
+    elif tuple(subspace.shape) != shape or subspace.dtype != torch.float32:
+        problem = f"its subspace is {subspace.dtype} {tuple(subspace.shape)} instead of float32 {shape}"
+    elif not torch.isfinite(subspace).all() or not subspace.any():
+        problem = "its subspace is empty or holds values that are not finite"
+    else:
+        return
+    raise FedBiCrossError(f"upload of client {client} is refused: {problem}")
+
+
 def names_problem(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Return what is wrong with the names, or nothing."""
     missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()

@@ -1,4 +1,4 @@
-"""The ServerApp: opens the run's folder, drives the two rounds, writes the report."""
+"""The ServerApp: opens the run's folder, drives the rounds, writes the report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.run_folder import free_run_id
 from fedbicross_flwr.server import Server
+from server_app.baselines import run_rounds
 from server_app.strategy import OneShot
 
 app = ServerApp()
@@ -20,7 +22,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run FedBiCross once."""
+    """Make one run."""
     try:
         config = RunConfig.from_flat(context.run_config)
         server = Server.open(config, run_path(config), "flower")
@@ -28,14 +30,25 @@ def main(grid: Grid, context: Context) -> None:
         log(ERROR, "error: %s", error)
         raise
     try:
-        strategy = OneShot(server)
-        strategy.start(grid, ArrayRecord(), num_rounds=2, timeout=config.runtime.reply_timeout)
-        report = server.finish(strategy.seconds)
+        drive = many_rounds if is_flower(config.method) else one_shot
+        report = server.finish(drive(server, grid))
     except FedBiCrossError as error:
         server.progress.fail(str(error))
         log(ERROR, "error: %s", error)
         raise
     log(INFO, "report: %s", report)
+
+
+def one_shot(server: Server, grid: Grid) -> dict[str, float]:
+    """Run a one-shot method; return the seconds of its two rounds."""
+    strategy = OneShot(server)
+    strategy.start(grid, ArrayRecord(), num_rounds=2, timeout=server.config.runtime.reply_timeout)
+    return strategy.seconds
+
+
+def many_rounds(server: Server, grid: Grid) -> dict[str, float]:
+    """Run one of Flower's own strategies; return the seconds of its parts."""
+    return run_rounds(OneShot(server), grid)
 
 
 def run_path(config: RunConfig) -> Path:

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.server import Server
@@ -125,7 +126,8 @@ class OneShot(Strategy):
                 metrics = cast(MetricRecord, message.content["metrics"])
                 state = cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict()
                 said = {"validation_accuracy": float(cast(float, metrics["validation-accuracy"]))}
-                self.server.accept(client, int(cast(int, metrics["num-examples"])), dict(state), said)
+                count = int(cast(int, metrics["num-examples"]))
+                self.server.accept(client, count, dict(state), said, subspace_in(message))
         log(INFO, "%s upload(s) at hand", len(self.server.uploads))
 
     def configure_evaluate(
@@ -161,6 +163,13 @@ def wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> list[int]:
             f"start Flower with num-supernodes={wanted}"
         )
     return nodes
+
+
+def subspace_in(message: Message) -> Tensor | None:
+    """Return the subspace that PACFL has a client send, if there is one."""
+    if "subspace" not in message.content:
+        return None
+    return cast(ArrayRecord, message.content["subspace"]).to_torch_state_dict().get("subspace")
 
 
 def scores_of(message: Message) -> RowScores:

@@ -108,7 +108,8 @@ def boost_and_distil(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple
         directions = torch_generator(seed, "coboosting/perturbation", round=epoch)
         lesson = harder_lesson(pool, ensemble, config, directions, compute)
         last = distil(student, sgd, len(pool), lesson, config, order, compute, config.clip)
-        losses = {"coboosting.generator_lr": lowest, "coboosting.lr": last}
+        # The student first: one that diverged spoils the generator's loss too, but not the other way round.
+        losses = {"coboosting.lr": last, "coboosting.generator_lr": lowest}
         check_finite("Co-Boosting", epoch, losses, task)
         task.progress.advance("Co-Boosting", epoch + 1, config.epochs)
     return student, images, labels

@@ -79,7 +79,8 @@ def synthesise_and_distil(
         pool.add(images, labels, ensemble, compute)
         order = torch_generator(seed, "dense/distillation", round=epoch)
         last = distil(student, sgd, len(pool), lesson, config, order, compute)
-        check_finite("DENSE", epoch, {"dense.generator_lr": lowest, "dense.lr": last}, task)
+        # The student first: one that diverged spoils the generator's loss too, but not the other way round.
+        check_finite("DENSE", epoch, {"dense.lr": last, "dense.generator_lr": lowest}, task)
         task.progress.advance("DENSE", epoch + 1, config.epochs)
     return student, images, labels
 

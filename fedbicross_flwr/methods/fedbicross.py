@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from fedbicross_flwr.cross_cluster import (
     split_indices,
 )
 from fedbicross_flwr.cross_weights import initial_weights
-from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.ensemble import Ensemble, class_shares
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import LABELS, Synthesis, invert
 from fedbicross_flwr.methods.fedavg import average_states
@@ -51,6 +50,7 @@ def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
     """
     clustering = find_clusters(uploads, task)
     ensembles = build_ensembles(uploads, clustering, task)
+    teachers = TEACHERS[task.config.teacher.scope](ensembles, uploads, task)
     targets = build_targets(uploads, clustering, task)
     inversions: list[Inversion] = []
     weights = [torch.stack([target.weights.cpu() for target in targets]).unsqueeze(0)]
@@ -58,7 +58,7 @@ def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
     for round in range(task.config.cross_cluster.synthesis_rounds):
         syntheses = synthesise_all(round, ensembles, clustering, task)
         inversions += [Inversion(round, k, one.diagnostics) for k, one in enumerate(syntheses)]
-        weights.append(replay(round, targets, ensembles, syntheses, task))
+        weights.append(replay(round, targets, teachers, syntheses, task))
     return ServerOutcome(
         tuple(state_of(target.model) for target in targets),
         {upload.client: k for upload, k in zip(uploads, clustering.assignment, strict=True)},
@@ -77,7 +77,10 @@ def find_clusters(uploads: Sequence[ClientUpload], task: ServerTask) -> Clusteri
     def compute() -> StageResult:
         models = [task.load(upload.state) for upload in uploads]
         config = task.config
-        found = cluster_clients(models, task.spec.channels, config.clustering, config.seed, task.compute)
+        subspaces = [upload.subspace for upload in uploads if upload.subspace is not None]
+        found = cluster_clients(
+            models, task.spec.channels, config.clustering, config.seed, task.compute, subspaces
+        )
         task.progress.advance("clustering", 1, 1)
         arrays = {
             "similarity": found.similarity,
@@ -97,12 +100,37 @@ def find_clusters(uploads: Sequence[ClientUpload], task: ServerTask) -> Clusteri
 def build_ensembles(
     uploads: Sequence[ClientUpload], clustering: Clustering, task: ServerTask
 ) -> list[Ensemble]:
-    """Return the teacher F_k of each cluster."""
+    """Return the ensemble F_k of each cluster, which is inverted."""
     aggregation = task.config.teacher.aggregation
     return [
         Ensemble([task.load(uploads[i].state) for i in clustering.members(k)], aggregation)
         for k in range(clustering.clusters)
     ]
+
+
+def cluster_teachers(
+    ensembles: Sequence[Ensemble], uploads: Sequence[ClientUpload], task: ServerTask
+) -> list[Ensemble]:
+    """Return F_k for each cluster's images, as the paper has it."""
+    return list(ensembles)
+
+
+def federation_teachers(
+    ensembles: Sequence[Ensemble], uploads: Sequence[ClientUpload], task: ServerTask
+) -> list[Ensemble]:
+    """Return the ensemble of all uploads for each cluster's images.
+
+    A cluster's members answer classes that they never saw with great confidence and wrongly; others know
+    better. Each cluster has a copy, as noise adaptation exchanges the statistics of the one it works on.
+    """
+    aggregation = task.config.teacher.aggregation
+    return [Ensemble([task.load(upload.state) for upload in uploads], aggregation) for _ in ensembles]
+
+
+TEACHERS: Mapping[str, Callable[..., list[Ensemble]]] = {
+    "cluster": cluster_teachers,
+    "federation": federation_teachers,
+}
 
 
 def build_targets(uploads: Sequence[ClientUpload], clustering: Clustering, task: ServerTask) -> list[Target]:
@@ -178,8 +206,8 @@ def synthesise(
     name = f"synthesis-{round}-{cluster}"
 
     def compute() -> StageResult:
-        said = clustering.mean_prediction[clustering.members(cluster)].mean(0)
-        labels = LABELS[inversion.labels](inversion.batch_size, torch.from_numpy(np.asarray(said)))
+        prior = PRIORS.get(inversion.labels, predicted_prior)(ensemble, cluster, clustering)
+        labels = LABELS[inversion.labels](inversion.batch_size, prior)
         generator = torch_generator(config.seed, "inversion", cluster, round)
 
         def after_step(t: int) -> None:
@@ -202,6 +230,19 @@ def synthesise(
     return Synthesis(dict(sorted(iterates.items())), kept["labels"], kept["diagnostics"])
 
 
+def predicted_prior(ensemble: Ensemble, cluster: int, clustering: Clustering) -> Tensor:
+    """Return the cluster's mean prediction on the probes, (C,)."""
+    return torch.from_numpy(clustering.mean_prediction[clustering.members(cluster)].mean(0))
+
+
+def estimated_prior(ensemble: Ensemble, cluster: int, clustering: Clustering) -> Tensor:
+    """Return the mean of the label distributions that the members' classifiers tell, (C,)."""
+    return torch.stack([class_shares(model) for model in ensemble.members]).mean(0).cpu()
+
+
+PRIORS: Mapping[str, Callable[[Ensemble, int, Clustering], Tensor]] = {"classifier_norms": estimated_prior}
+
+
 def iterates_needed(config: RunConfig) -> set[int]:
     """Return the t that the replay or the noise adaptation reads; nothing else is kept."""
     iterations = config.inversion.iterations
@@ -214,7 +255,7 @@ def iterates_needed(config: RunConfig) -> set[int]:
 def replay(
     round: int,
     targets: Sequence[Target],
-    ensembles: Sequence[Ensemble],
+    teachers: Sequence[Ensemble],
     syntheses: Sequence[Synthesis],
     task: ServerTask,
 ) -> Tensor:
@@ -229,7 +270,7 @@ def replay(
     total = len(order) * config.cross_cluster.synthesis_rounds
 
     def compute() -> StageResult:
-        pairs = list(zip(ensembles, syntheses, strict=True))
+        pairs = list(zip(teachers, syntheses, strict=True))
         sources = side_by_side(lambda pair, check: build_source(*pair, task), pairs, task.workers)
 
         def after_step(step: int) -> None:
@@ -267,10 +308,10 @@ def check_finite(targets: Sequence[Target], history: Tensor) -> None:
         )
 
 
-def build_source(ensemble: Ensemble, synthesis: Synthesis, task: ServerTask) -> Source:
+def build_source(teacher: Ensemble, synthesis: Synthesis, task: ServerTask) -> Source:
     """Return what a cluster offers to all targets; its teachers answer once, here."""
     config = task.config
     replayed = replayed_steps(config.inversion.iterations, config.cross_cluster)
-    teacher, adapted = teacher_scores(ensemble, synthesis.iterates, replayed, config.teacher, task.compute)
+    plain, adapted = teacher_scores(teacher, synthesis.iterates, replayed, config.teacher, task.compute)
     train, validation = split_indices(synthesis.labels, config.cross_cluster.train_fraction)
-    return Source({t: synthesis.iterates[t] for t in replayed}, teacher, adapted, train, validation)
+    return Source({t: synthesis.iterates[t] for t in replayed}, plain, adapted, train, validation)

@@ -1,7 +1,7 @@
 """What every one-shot method is: uploads in, models for the clients out.
 
-The server's part is a function of (uploads, task). It touches neither Flower nor files nor the clock: progress goes
-to ``task.progress``, and work worth keeping passes through ``task.stages``.
+The server's part is a function of (uploads, task). It touches neither Flower nor files nor the clock:
+progress goes to ``task.progress``, and work worth keeping passes through ``task.stages``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,24 @@ from fedbicross_flwr.training import ClientTask, LabelledImages
 
 @dataclass(frozen=True)
 class ClientUpload:
-    """What a client sent in round 1: its number, how many images it trained on, and f_i."""
+    """What a client sent in round 1.
+
+    Parameters
+    ----------
+    client : int
+        Its number.
+    num_samples : int
+        How many images it trained on.
+    state : StateDict
+        f_i.
+    subspace : Tensor, optional
+        With ``clustering.by = "pacfl"`` alone: see `fedbicross_flwr.pacfl`.
+    """
 
     client: int
     num_samples: int
     state: StateDict
+    subspace: Tensor | None = None
 
 
 @dataclass(frozen=True)

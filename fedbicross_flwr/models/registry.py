@@ -6,6 +6,7 @@ returns what ``fc`` reads. To add one, write a builder and name it in `MODELS`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -44,12 +45,14 @@ def resnet18(spec: ModelSpec) -> nn.Module:
 
 MODELS: Mapping[str, Callable[[ModelSpec], nn.Module]] = {"resnet18": resnet18}
 
+_DRAWING = threading.Lock()
+
 
 def build_model(spec: ModelSpec, seed: int) -> nn.Module:
     """Build a network with random weights that depend on `seed` alone.
 
     Layers draw their initial weights from PyTorch's global generator, so that generator is set for the
-    duration of the call and given back as it was.
+    duration of the call and given back as it was. Threads wait for each other meanwhile.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def build_model(spec: ModelSpec, seed: int) -> nn.Module:
             f"model.name = {spec.name!r} is not known{near_names(spec.name, MODELS)}; "
             f"there is: {', '.join(MODELS)}"
         )
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[spec.name](spec)
 

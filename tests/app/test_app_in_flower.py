@@ -14,6 +14,8 @@ from small_runs import Watch, outcome, read_json, reference, tiny, without_repor
 
 from fedbicross_flwr.artifacts import digest, read_tensors
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.in_process import run_in_process
+from fedbicross_flwr.pacfl import subspace_bytes
 from fedbicross_flwr.progress import read_events
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.server import payload_bytes
@@ -230,3 +232,33 @@ def test_a_client_that_comes_back_after_an_interruption_takes_part(
 def test_no_reply_carries_arrays_in_round_2(run: tuple[Path, LocalGrid]) -> None:
     assert all(arrays_of(reply) for reply in run[1].replies[0])
     assert not any(arrays_of(reply) for reply in run[1].replies[1])
+
+
+def test_pacfl_s_subspaces_travel_count_and_cluster_in_both_runners(tmp_path: Path) -> None:
+    grid = flower_run(tmp_path / "flower", clustering__by="pacfl", clustering__pacfl_rank=2)
+    with without_report():
+        run_in_process(tiny(clustering__by="pacfl", clustering__pacfl_rank=2), tmp_path / "here")
+    assert outcome(tmp_path / "flower") == outcome(tmp_path / "here")
+    extra = subspace_bytes(8, 3 * 28 * 28, 2)
+    for reply in grid.replies[0]:
+        assert set(reply.content) == {"arrays", "metrics", "client", "subspace"}
+    model = payload_bytes(states_sent(grid)[0])
+    for entry in read_json(tmp_path / "flower" / "run.json")["clients"]:
+        assert entry["bytes_sent"] == model + extra
+    rows = {row["name"]: row for row in read_json(tmp_path / "here" / "metrics.json")["rows"]}
+    assert rows["FedBiCross"]["bytes_up"] == model + extra and rows["FedAvg-1"]["bytes_up"] == model
+
+
+@pytest.mark.parametrize("spoil", [torch.nan, None])
+def test_an_upload_without_a_usable_subspace_is_refused(tmp_path: Path, spoil: float | None) -> None:
+    def change(round_: int, client: int, reply: Message) -> Message:
+        if (round_, client) == (1, 1):
+            if spoil is None:
+                del reply.content["subspace"]
+            else:
+                reply.content["subspace"] = ArrayRecord({"subspace": torch.full((8, 2352, 3), spoil)})
+        return reply
+
+    flower_run(tmp_path / "run", change, clustering__by="pacfl")
+    reasons = [entry["reason"] for entry in read_json(tmp_path / "run" / "run.json")["clients"]]
+    assert "subspace" in reasons[1] and not reasons[0] and not reasons[2]

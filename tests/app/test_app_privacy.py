@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,10 +112,12 @@ def test_in_process_a_client_s_work_reads_no_other_client_s_rows(
     for name in ("upload", "personal"):
         work = getattr(in_process, name)
 
-        def watched(run: server.Server, client: int, work=work) -> None:  # type: ignore[no-untyped-def]
+        def watched(run: server.Server, client: int, *rest: Any, work: Any = work) -> Any:
             readings.reader = client
-            work(run, client)
-            readings.reader = SERVER
+            try:
+                return work(run, client, *rest)
+            finally:
+                readings.reader = SERVER
 
         monkeypatch.setattr(in_process, name, watched)
     with without_report():
@@ -126,7 +130,8 @@ def test_in_process_a_client_s_work_reads_no_other_client_s_rows(
 
 def test_a_client_s_directory_is_its_own(finished: tuple[Path, Readings]) -> None:
     for site in (finished[0] / "sites").iterdir():
-        assert {file.name for file in site.iterdir()} == {
+        assert {re.sub("controls-[0-9a-f]{16}", "controls", file.name) for file in site.iterdir()} == {
+            "controls.json",
             "local.safetensors",
             "personal.safetensors",
             "scores.json",

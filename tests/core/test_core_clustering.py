@@ -19,6 +19,7 @@ from fedbicross_flwr.clustering import (
     PROBES,
     SIGNATURES,
     Clustering,
+    Evidence,
     centroids,
     choose_clusters,
     cluster_clients,
@@ -82,8 +83,8 @@ def test_tidy_is_canonical(data: st.DataObject) -> None:
         assert all((labels[i] == labels[j]) == (found[i] == found[j]) for i, j in pairs)
 
 
-@pytest.mark.parametrize("by", SIGNATURES)
-def test_every_signature_finds_obvious_groups(by: str) -> None:
+@pytest.mark.parametrize("by", sorted(SIGNATURES.keys() - {"pacfl"}))
+def test_every_signature_of_models_finds_obvious_groups(by: str) -> None:
     found = grouped(by=by)
     assert found.assignment == EXPECTED and found.clusters == 3
     assert [found.members(k) for k in range(3)] == [[0, 2], [1, 4], [3, 5]]
@@ -181,9 +182,11 @@ def test_probe_kinds_differ_in_smoothness() -> None:
 
 def test_output_signatures_by_hand() -> None:
     answers = torch.tensor([[[0.75, 0.25]], [[0.5, 0.5]]]).log()
-    probabilities = SIGNATURES["outputs"]([], answers, ClusteringConfig())
+    probabilities = SIGNATURES["outputs"](Evidence([], answers, []), ClusteringConfig())
     np.testing.assert_allclose(probabilities, [[0.75, 0.25], [0.5, 0.5]], rtol=1e-6)
-    logits: NDArray[np.float64] = SIGNATURES["outputs"]([], answers, ClusteringConfig(signature="logits"))
+    logits: NDArray[np.float64] = SIGNATURES["outputs"](
+        Evidence([], answers, []), ClusteringConfig(signature="logits")
+    )
     np.testing.assert_allclose(logits, np.log([[0.75, 0.25], [0.5, 0.5]]), rtol=1e-6)
 
 
@@ -192,11 +195,25 @@ def test_classifier_signatures_by_hand() -> None:
     with torch.no_grad():
         model.get_parameter("fc.bias").copy_(torch.tensor([1.0, 2.0, 6.0]))
         model.get_parameter("fc.weight").zero_()[0, :2] = torch.tensor([3.0, 4.0])
-    answers = torch.zeros(1, 1, 3)
-    assert SIGNATURES["classifier_bias"]([model], answers, ClusteringConfig()).tolist() == [[-2.0, -1.0, 3.0]]
-    assert SIGNATURES["classifier_norms"]([model], answers, ClusteringConfig()).tolist() == [[5.0, 0.0, 0.0]]
-    vector = SIGNATURES["parameters"]([model], answers, ClusteringConfig())
+    evidence = Evidence([model], torch.zeros(1, 1, 3), [])
+    assert SIGNATURES["classifier_bias"](evidence, ClusteringConfig()).tolist() == [[-2.0, -1.0, 3.0]]
+    shares = SIGNATURES["classifier_norms"](evidence, ClusteringConfig())
+    np.testing.assert_allclose(shares, [[1.0, 0.0, 0.0]], atol=2e-3)
+    vector = SIGNATURES["parameters"](evidence, ClusteringConfig())
     assert vector.shape == (1, sum(parameter.numel() for parameter in model.parameters()))
     assert float(np.sum(vector)) == pytest.approx(
         sum(float(p.detach().double().sum()) for p in model.parameters())
     )
+
+
+def test_pacfl_groups_by_the_subspaces_and_says_when_they_are_missing() -> None:
+    models = [smooth_net(seed).eval() for seed in range(4)]
+    config = ClusteringConfig(clusters=2, by="pacfl", num_probes=4)
+    bases = [torch.zeros(1, 12, 2) for _ in models]
+    for index, basis in enumerate(bases):
+        first = 0 if index in (0, 3) else 6
+        basis[0, first, 0] = basis[0, first + 1 + index % 2, 1] = 1.0
+    found = cluster_clients(models, 1, config, 0, CPU, bases)
+    assert found.assignment == (0, 1, 1, 0) and found.centroid_similarity.shape == (2, 2)
+    with pytest.raises(FedBiCrossError, match=r"subspace.*0 of 4"):
+        cluster_clients(models, 1, config, 0, CPU)

@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import CPU, noise, smooth_net
+from tiny import CPU, TEACHER_SPEC, blobs, noise, settings, smooth_net, task
 from tiny import one_thread as one_thread
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import batch_norms, running
-from fedbicross_flwr.ensemble import COMBINERS, Ensemble, classifier_norms, ensemble_scores
+from fedbicross_flwr.ensemble import COMBINERS, Ensemble, class_shares, classifier_norms, ensemble_scores
+from fedbicross_flwr.models import load_state
+from fedbicross_flwr.training import LabelledImages, train_client
 
 # Two models, one image, three classes: what each takes for the classes' probabilities.
 FIRST, SECOND = (0.5, 0.25, 0.25), (0.1, 0.8, 0.1)
@@ -80,14 +82,38 @@ def with_rows(*rows: list[float]) -> nn.Module:
     return model
 
 
-def test_class_weights_are_the_shares_of_the_rows_norms() -> None:
+def test_class_weights_are_the_members_shares_of_each_class() -> None:
     first, second = (
         with_rows([3.0, 4.0], [0.0, 1.0], [2.0, 0.0]),
         with_rows([0.0, 5.0], [3.0, 0.0], [0.0, 6.0]),
     )
     assert classifier_norms(first).tolist() == [5.0, 1.0, 2.0]
-    expected = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.75, 0.75]])
-    torch.testing.assert_close(Ensemble([first, second], "class_weighted").class_weights, expected)
+    # Above the shortest row: 4, 0, 1 and 2, 0, 3, each in proportion.
+    torch.testing.assert_close(class_shares(first), torch.tensor([0.8, 0.0, 0.2]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(class_shares(second), torch.tensor([0.4, 0.0, 0.6]), atol=2e-3, rtol=0)
+    expected = torch.tensor([[2 / 3, 0.5, 0.25], [1 / 3, 0.5, 0.75]])
+    weights = Ensemble([first, second], "class_weighted").class_weights
+    torch.testing.assert_close(weights[:, [0, 2]], expected[:, [0, 2]], atol=3e-3, rtol=0)
+    torch.testing.assert_close(weights.sum(0), torch.ones(3))
+
+
+@pytest.mark.parametrize("rows", [[0.0, 0.0, 0.0], [2.0, 2.0, 2.0], [1e-20, 0.0, 3.0]])
+def test_shares_are_positive_and_sum_to_one(rows: list[float]) -> None:
+    shares = class_shares(with_rows(*[[value] for value in rows]))
+    assert (shares > 0).all() and float(shares.sum()) == pytest.approx(1.0)
+    assert len(set(rows)) > 1 or torch.equal(shares, shares[:1].expand(3))
+
+
+def test_shares_tell_who_saw_a_class_more_often() -> None:
+    def shares_of(counts: list[int]) -> Tensor:
+        data = blobs(150)
+        kept = torch.cat([(data.labels == c).nonzero()[:count, 0] for c, count in enumerate(counts)])
+        own = LabelledImages(data.images[kept], data.labels[kept])
+        config = settings(client__epochs=20, client__lr=0.05, client__batch_size=8)
+        return class_shares(load_state(TEACHER_SPEC, train_client(own, task(config, 0, TEACHER_SPEC)).state))
+
+    first, second = shares_of([40, 4, 20]), shares_of([4, 40, 20])
+    assert first[0] > second[0] and second[1] > first[1]
 
 
 def test_members_are_frozen_and_stay_in_eval_mode() -> None:

@@ -51,6 +51,7 @@ class MakeRun(Protocol):
         channels: int = ...,
         failed: tuple[int, ...] = ...,
         deployment: bool = ...,
+        alpha: float = ...,
     ) -> Path: ...
 
 
@@ -66,6 +67,7 @@ def build_run(
     channels: int = 3,
     failed: tuple[int, ...] = (),
     deployment: bool = False,
+    alpha: float = 0.3,
 ) -> Path:
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -105,7 +107,7 @@ def build_run(
     data = "site" if deployment else "bloodmnist"
     (folder / "config.toml").write_text(
         f'seed = {seed}\nout = "{folder.name}"\n\n[data]\nname = "{data}"\n\n'
-        f"[partition]\nclients = {clients}\nalpha = 0.3\nbalance = true\n\n"
+        f"[partition]\nclients = {clients}\nalpha = {alpha}\nbalance = true\n\n"
         f"[clustering]\nclusters = {clusters}\n\n[inversion]\niterations = {steps}\ntv_weight = 5.0\n",
         encoding="utf-8",
     )

@@ -1,0 +1,77 @@
+"""``fedbicross table`` and ``fedbicross figure``: the paper's tables and figures, of our own runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+
+OUT = Path("comparisons")
+FORMATS = ("markdown", "csv", "latex")
+
+Out = Annotated[Path, typer.Option(help="Folder of the comparison.", metavar="FOLDER")]
+
+
+def table(
+    name: Annotated[
+        str, typer.Argument(help="I, II or III of the paper; or a cell, such as phantom-N5-alpha0.3.")
+    ],
+    out: Out = OUT,
+    format: Annotated[str, typer.Option(help="markdown, csv or latex.")] = FORMATS[0],
+) -> None:
+    """Print table I, II or III of the paper, its figures beside those of the runs that are there.
+
+    A cell's name, such as phantom-N5-alpha0.3, prints that cell's table.
+    """
+    if format not in FORMATS:
+        raise FedBiCrossError(
+            f"--format {format!r} is unknown{near_names(format, FORMATS)}; there are {', '.join(FORMATS)}"
+        )
+    print(table_text(name, out, format), end="")
+
+
+def figure(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="2 or 3 of the paper; accuracy-by-alpha, cost, cluster-count, clusterings, images; or all."
+        ),
+    ] = "all",
+    out: Out = OUT,
+) -> None:
+    """Draw figures of a comparison into its folder figures: 2 or 3 of the paper, another by name, or all.
+
+    By name: accuracy-by-alpha, cost, cluster-count, clusterings, images.
+    """
+    from fedbicross_flwr.compare.figures import write_comparison_figures
+
+    written = write_comparison_figures(out, name)
+    for file in written.files:
+        print(file)
+    for title, reason in written.left_out.items():
+        print(f"left out: {title}: {reason}")
+
+
+def table_text(name: str, out: Path, format: str) -> str:
+    """Return a table of the paper, or of one cell, in one of `FORMATS`.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is no such table or folder.
+    """
+    # Imported here, as PyTorch takes seconds to load and `--help` should not.
+    from fedbicross_flwr.compare.collect import collect
+    from fedbicross_flwr.compare.paper_render import PAPER_FORMATS
+    from fedbicross_flwr.compare.paper_tables import paper_table
+    from fedbicross_flwr.compare.render import FORMATS as CELL_FORMATS
+    from fedbicross_flwr.compare.tables import comparison_table
+
+    comparison = collect(out)
+    for cell in comparison.cells:
+        if cell.cell.name == name:
+            return CELL_FORMATS[format].render(comparison_table(cell))
+    return PAPER_FORMATS[format](paper_table(name, comparison))

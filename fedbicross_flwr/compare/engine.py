@@ -1,0 +1,245 @@
+"""Makes the runs of a comparison one after another: what is finished is kept, a failure stops no other."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+
+from fedbicross_flwr.compare.central import run_central
+from fedbicross_flwr.compare.plan import PlannedRun
+from fedbicross_flwr.compare.variants import FLOWER
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.federated_data import deal, open_data
+from fedbicross_flwr.files import disk_is_full, write_bytes
+from fedbicross_flwr.methods import method_named
+from fedbicross_flwr.models import ModelSpec, build_model
+from fedbicross_flwr.progress import read_events
+from fedbicross_flwr.progress_display import ProgressDisplay
+from fedbicross_flwr.report.units import duration
+from fedbicross_flwr.run_folder import RunFolder, check_folder, make_writable
+from fedbicross_flwr.server import open_run
+from fedbicross_flwr.simulate import FlowerRunError, run_it
+
+FAILED = "failed.json"
+
+Say = Callable[[str], None]
+"""Takes a piece of text for the terminal, line ends included."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that came to nothing, and why, in one line."""
+
+    run: PlannedRun
+    error: str
+
+
+def say_at_once(text: str) -> None:
+    """Print a piece of text as it is."""
+    print(text, end="", flush=True)
+
+
+def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path) -> int:
+    """Check everything, make all runs, write the table; return the exit status of the command.
+
+    Raises
+    ------
+    FedBiCrossError
+        For a mistake in any run, before the first one starts; or when the disk is full.
+    """
+    # Here, as the table is needed in the end only.
+    from fedbicross_flwr.compare.tables import write_comparison
+
+    check_runs(runs, flower, out)
+    failures = make_runs(runs, flower)
+    for failure in failures:
+        print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
+    if len(failures) < len(runs):
+        print(f"\ntable: {write_comparison(out)}")
+    return 1 if failures else 0
+
+
+def check_runs(runs: Sequence[PlannedRun], flower: bool, out: Path) -> None:
+    """Find every mistake before the first run starts: methods, data, partitions, device, folders.
+
+    Raises
+    ------
+    FedBiCrossError
+        For the first mistake.
+    """
+    for run in runs:
+        if run.variant.name.startswith(FLOWER):
+            if not flower:
+                raise FedBiCrossError(f"{run.variant.name} runs under Flower only: add --flower")
+        elif not run.central:
+            method_named(run.config.method)
+    make_writable(out)
+    fingerprints: dict[tuple[str, int], str] = {}
+    for run in runs:
+        key = (run.cell, run.config.seed)
+        if key not in fingerprints:
+            fingerprints[key] = check_data(run)
+        if any(entry.name != FAILED for entry in entries_of(run.folder)):
+            check_folder(run.folder, run.config, fingerprints[key])
+
+
+def check_data(run: PlannedRun) -> str:
+    """Open and deal a run's data; return its fingerprint."""
+    source = open_data(run.config)
+    deal(source, run.config)
+    Compute.of(run.config.runtime)
+    build_model(ModelSpec.of(run.config, source.info.num_classes, source.info.channels), 0)
+    return source.fingerprint()
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """Return what lies in a folder that may be absent."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def make_runs(runs: Sequence[PlannedRun], flower: bool = False, say: Say = say_at_once) -> list[Failure]:
+    """Make all runs that are not finished; one line each, with what is left.
+
+    Parameters
+    ----------
+    runs : sequence of PlannedRun
+        In the order in which they are made.
+    flower : bool, default False
+        Under Flower instead of in this process; the numbers are the same. The central model, which is no
+        federation, is trained here either way.
+    say : callable
+        Where the lines go.
+
+    Returns
+    -------
+    list of Failure
+        Runs that failed; each has its reason in its folder's ``failed.json`` and is tried again next time.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the disk is full, which no later run would survive.
+    """
+    pace = Pace([run.variant.name for run in runs])
+    failures: list[Failure] = []
+    for number, run in enumerate(runs, start=1):
+        say(f"{number}/{len(runs)} {run.title} ... ")
+        if RunFolder(run.folder).finished:
+            pace.note(run.variant.name, total_seconds(run.folder))
+            say("finished before\n")
+            continue
+        start = time.perf_counter()
+        shown = Notes(run.folder / "progress.jsonl")
+        failure = make_run(run, flower)
+        seconds = time.perf_counter() - start
+        pace.note(run.variant.name, None if failure else seconds)
+        if failure:
+            failures.append(failure)
+            say(f"failed after {duration(seconds)}: {failure.error}\n")
+        else:
+            say(f"{duration(seconds)}{pace.left()}\n")
+        for note in shown.new():
+            say(f"    {note}\n")
+    return failures
+
+
+def make_run(run: PlannedRun, flower: bool) -> Failure | None:
+    """Make one run; what goes wrong is written into its folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the disk is full.
+    """
+    failed = run.folder / FAILED
+    try:
+        failed.unlink(missing_ok=True)
+        start_run(run, flower)
+    except Exception as error:
+        if disk_is_full(error):
+            raise FedBiCrossError(
+                f"there is no space left for {run.folder}: free some, and the same command goes on"
+            ) from error
+        known = isinstance(error, FedBiCrossError | FlowerRunError)
+        reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+        trace = {} if known else {"traceback": traceback.format_exc()}
+        write_bytes(failed, json.dumps({"error": reason, **trace}, indent=1).encode())
+        return Failure(run, reason)
+    return None
+
+
+def start_run(run: PlannedRun, flower: bool) -> None:
+    """Run to the end, by whatever the run is made with."""
+    if run.central:
+        run_central(run.config, run.folder)
+        return
+    if flower:
+        # Flower's log goes into the folder, which must be this run's before anything else is there.
+        open_run(run.config, run.folder)
+    quiet = Console(file=io.StringIO())
+    with ProgressDisplay(run.folder / "progress.jsonl", run.config.partition.clients, quiet) as display:
+        run_it(run.config, run.folder, not flower, display)
+
+
+class Notes:
+    """What a run's log says that a user should know, such as that a client was left out."""
+
+    def __init__(self, log: Path) -> None:
+        self.events = read_events(log)
+        self.new()
+
+    def new(self) -> list[str]:
+        """Return the notes since the last call."""
+        found = []
+        for event in self.events:
+            if event is None:
+                break
+            if event.stage == "note":
+                found.append(event.text)
+        return found
+
+
+def total_seconds(folder: Path) -> float | None:
+    """Return how long a finished run took, if it says so."""
+    try:
+        return float(json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]["total"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass
+class Pace:
+    """Estimates what is left from what was done: a variant takes what it took before.
+
+    Parameters
+    ----------
+    waiting : list of str
+        Variants of the runs that are still to be made, in order.
+    """
+
+    waiting: list[str]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, variant: str, seconds: float | None) -> None:
+        """Note that the next run is over; None when its time says nothing."""
+        self.waiting = self.waiting[1:]
+        if seconds is not None:
+            self.seconds.setdefault(variant, []).append(seconds)
+
+    def left(self) -> str:
+        """Return a phrase for what is left, empty when nothing is or nothing is known."""
+        known = [second for several in self.seconds.values() for second in several]
+        if not self.waiting or not known:
+            return ""
+        total = sum(fmean(self.seconds.get(variant, known)) for variant in self.waiting)
+        return f", about {duration(total)} left"

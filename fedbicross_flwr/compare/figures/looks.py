@@ -1,0 +1,101 @@
+"""How methods look in every figure of a comparison: colour, marker and dashes, the same throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fedbicross_flwr.compare.collect import CellRuns
+from fedbicross_flwr.compare.lines import Line
+from fedbicross_flwr.compare.tables import BY_KEY, spread
+from fedbicross_flwr.report.style import DASHES, Theme, label
+
+ORDER = ("fedbicross", "coboosting", "fedisca", "dense", "dafl", "fedavg")
+CLUSTERINGS = ("fedbicross", "fedbicross-parameters", "fedbicross-hierarchical", "fedbicross-pacfl")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+GREY: Mapping[str, tuple[str, str]] = {
+    "local-only": ("+", "dotted"),
+    "same-budget": ("x", "dashed"),
+    "ensemble": ("*", "dashdot"),
+    "central": ("h", "solid"),
+}
+"""What is no one-shot method is grey: controls and ceilings."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and line style of one method."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+def look_of(variant: str, theme: Theme, order: Sequence[str] = ORDER) -> Look:
+    """Return how a variant looks; those outside `order` take the hues that are left, or grey."""
+    if variant in GREY:
+        marker, dash = GREY[variant]
+        return Look(theme.muted, marker, dash)
+    if variant in order:
+        index = order.index(variant)
+        return Look(theme.cluster(index), MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+    # Flower's strategies and unknown variants: told apart by their markers, which follow from the name.
+    index = sum(variant.encode()) % len(MARKERS)
+    return Look(theme.neutral, MARKERS[index], "solid")
+
+
+def federations(cells: Iterable[CellRuns]) -> dict[str, list[CellRuns]]:
+    """Return cells that differ in alpha alone, by their common title, sorted by alpha."""
+    found: dict[str, list[CellRuns]] = {}
+    for cell in sorted(cells, key=lambda one: one.cell.alpha):
+        found.setdefault(f"{cell.cell.data}, N = {cell.cell.clients}", []).append(cell)
+    return dict(sorted(found.items()))
+
+
+def legend_below(made: Figure, handles: Sequence[Line2D], columns: int = 4) -> None:
+    """Put one legend for all panels below them."""
+    if handles:
+        made.legend(
+            handles=list(handles),
+            loc="outside lower center",
+            ncols=min(columns, len(handles)),
+            handlelength=2.6,
+        )
+
+
+def handle(title: str, look: Look, line: bool = True, marker: bool = True) -> Line2D:
+    """Return the legend's entry of a method."""
+    return Line2D(
+        [],
+        [],
+        color=look.colour,
+        marker=look.marker if marker else "none",
+        linestyle=look.dash if line else "none",
+        markersize=6,
+        linewidth=1.4,
+        label=label(title, 40),
+    )
+
+
+def dodge(index: int, number: int, width: float = 0.34) -> float:
+    """Return how far the point of one of several methods stands beside its place: none hides another."""
+    return 0.0 if number < 2 else width * (index / (number - 1) - 0.5)
+
+
+def categories(axes: Axes, names: Sequence[str], axis_label: str) -> None:
+    """Lay evenly spaced categories along the x axis."""
+    axes.set_xticks(range(len(names)), list(names))
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xlabel(axis_label)
+    axes.grid(axis="x", visible=False)
+
+
+def percent_of(line: Line, key: str) -> tuple[float, float] | None:
+    """Return mean and deviation of a column in percent; the deviation of one seed is 0."""
+    value = spread(line, BY_KEY[key].read)
+    return None if value is None else (100 * value.mean, 100 * (value.deviation or 0.0))

@@ -1,0 +1,75 @@
+"""Tables for LaTeX documents, with booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "α": r"$\alpha$",
+    "–": "--",
+    "−": r"$-$",
+    "†": r"$^\dagger$",
+    "’": "'",
+    "×": r"$\times$",
+}
+TABLE = str.maketrans(SPECIAL)
+
+
+def escape(text: str) -> str:
+    """Return a text that LaTeX prints as it stands."""
+    return text.translate(TABLE)
+
+
+def bold(text: str) -> str:
+    """Return text that is already LaTeX in bold."""
+    return rf"\textbf{{{text}}}"
+
+
+def latex_table(
+    header: Sequence[str],
+    groups: Sequence[Sequence[Sequence[str]]],
+    caption: str,
+    label: str,
+    notes: Sequence[str] = (),
+) -> str:
+    r"""Return a ``table*`` as wide as the page.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Plain text; the first column is to the left, all others to the right.
+    groups : sequence of groups of rows of str
+        Cells that are already LaTeX; a rule parts the groups.
+    caption, label : str
+        Plain text, and the label as LaTeX takes it.
+    notes : sequence of str
+        Plain text, below the table.
+    """
+    lines = [" & ".join(escape(title) for title in header) + r" \\"]
+    for rows in groups:
+        lines.append(r"\midrule")
+        lines += [" & ".join(row) + r" \\" for row in rows]
+    body = "\n".join(lines)
+    below = "".join(f"\\par\\smallskip\\footnotesize {escape(note)}\n" for note in notes)
+    return (
+        "% needs \\usepackage{booktabs,graphicx}\n"
+        "\\begin{table*}\n\\centering\n"
+        f"\\caption{{{escape(caption)}}}\n\\label{{{label}}}\n"
+        "\\resizebox{\\textwidth}{!}{%\n"
+        f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}}\n"
+        f"{below}\\end{{table*}}\n"
+    )

@@ -1,0 +1,194 @@
+"""The comparison of one cell: every method over all seeds, which is best, and whether that may be chance.
+
+Only the data is made here; `fedbicross_flwr.compare.render` turns it into the text that `write_comparison`
+writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from fedbicross_flwr.compare.checks import fairness_notes
+from fedbicross_flwr.compare.collect import CellName, CellRuns, collect
+from fedbicross_flwr.compare.lines import CONTROL, Line, SeedScores, lines_of
+from fedbicross_flwr.compare.paired import PairedTest, paired_tests
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.report.seeds_table import Spread
+from fedbicross_flwr.report.table import METRICS, summarise
+
+Read = Callable[[SeedScores], float | None]
+KNOWN = {metric.key: metric for metric in METRICS}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key in CSV, its title, its unit, which way is better (0: neither), and its value."""
+
+    key: str
+    title: str
+    unit: str
+    better: int
+    read: Read
+
+
+def _mean(protocol: str, metric: str) -> Read:
+    return lambda row: summarise(row.scores.get(protocol, {}), KNOWN[metric]).mean
+
+
+def _worst(protocol: str, metric: str) -> Read:
+    return lambda row: summarise(row.scores.get(protocol, {}), KNOWN[metric]).worst
+
+
+def mean_of_both(row: SeedScores) -> float | None:
+    """Return the mean of the global and the local accuracy; None unless the run has both protocols."""
+    one, two = _mean("global", "accuracy")(row), _mean("local", "accuracy")(row)
+    return None if one is None or two is None else (one + two) / 2
+
+
+COLUMNS = (
+    Column("global_accuracy", "Global accuracy", "percent", 1, _mean("global", "accuracy")),
+    Column(
+        "global_balanced_accuracy", "Global balanced acc.", "percent", 1, _mean("global", "balanced_accuracy")
+    ),
+    Column("global_auc", "Global AUC", "percent", 1, _mean("global", "auc")),
+    Column("global_ece", "Global ECE", "percent", -1, _mean("global", "ece")),
+    Column("local_accuracy", "Local accuracy", "percent", 1, _mean("local", "accuracy")),
+    Column(
+        "local_balanced_accuracy", "Local balanced acc.", "percent", 1, _mean("local", "balanced_accuracy")
+    ),
+    Column("mean_accuracy", "Mean of both accuracies", "percent", 1, mean_of_both),
+    Column("local_worst", "Local accuracy, worst client", "percent", 1, _worst("local", "accuracy")),
+    Column("bytes_sent", "Sent", "bytes", 0, lambda row: row.bytes_up),
+    Column("bytes_received", "Received", "bytes", 0, lambda row: row.bytes_down),
+    Column("server_seconds", "Server seconds", "seconds", 0, lambda row: row.server_seconds),
+)
+BY_KEY: Mapping[str, Column] = {column.key: column for column in COLUMNS}
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One line with its values; `values[column key]` is None where a seed has no such value."""
+
+    line: Line
+    values: Mapping[str, Spread | None]
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """One cell; `seeds` are those of which any run is finished."""
+
+    cell: CellName
+    seeds: tuple[int, ...]
+    rows: tuple[ComparisonRow, ...]
+    tests: tuple[PairedTest, ...]
+    notes: tuple[str, ...]
+
+    def best(self, column: Column) -> frozenset[tuple[str, str]]:
+        """Return (variant, role) of the best one-shot rows of a column.
+
+        Rows compare as shown, with one decimal. Controls and ceilings are no one-shot methods, and a row with
+        fewer seeds than others would win or lose by its seeds; neither competes. One row alone is no
+        competition.
+        """
+        most = max((len(row.line.seeds) for row in self.rows if row.line.competes), default=0)
+        shown = {
+            (row.line.variant, row.line.role): value
+            for row in self.rows
+            if row.line.competes and len(row.line.seeds) == most and (value := _rank(row, column)) is not None
+        }
+        if len(shown) < 2:
+            return frozenset()
+        best = max(shown.values())
+        return frozenset(key for key, value in shown.items() if value == best)
+
+    def controls_ahead(self, column: Column) -> frozenset[tuple[str, str]]:
+        """Return the controls, which share nothing, that are better than the best one-shot row as shown."""
+        best = self.best(column)
+        marks = [_rank(row, column) for row in self.rows if (row.line.variant, row.line.role) in best]
+        return frozenset(
+            (row.line.variant, row.line.role)
+            for row in self.rows
+            if row.line.group == CONTROL
+            and (value := _rank(row, column)) is not None
+            and any(mark is not None and value > mark for mark in marks)
+        )
+
+
+def comparison_table(cell: CellRuns) -> ComparisonTable:
+    """Summarise all runs of a cell: mean over clients, then mean and sample deviation over seeds."""
+    lines = lines_of(cell)
+    rows = tuple(
+        ComparisonRow(line, {column.key: spread(line, column.read) for column in COLUMNS}) for line in lines
+    )
+    return ComparisonTable(cell.cell, cell.seeds, rows, paired_tests(lines), _notes(cell, lines))
+
+
+def spread(line: Line, read: Read) -> Spread | None:
+    """Return mean and sample standard deviation (n - 1) over a line's seeds.
+
+    None when there is no seed, or one of them has no such value: the mean of the others would not compare.
+    """
+    found = [read(row) for row in line.seeds.values()]
+    values = [value for value in found if value is not None]
+    if not values or len(values) < len(found):
+        return None
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+
+
+def write_comparison(out: Path) -> Path:
+    """Write ``table-<cell>.md``, ``.csv`` and ``.tex`` of every cell, and ``comparison.md`` with all of them.
+
+    Parameters
+    ----------
+    out : Path
+        The comparison's folder; the files are written there.
+
+    Returns
+    -------
+    Path
+        ``comparison.md``.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is no such folder, or no cell in it.
+    """
+    # Not above: it reads the columns that are declared here.
+    from fedbicross_flwr.compare.render import FORMATS, comparison_markdown
+
+    comparison = collect(out)
+    if not comparison.cells:
+        raise FedBiCrossError(
+            f"{out} holds no comparison: it has no folder with a name such as phantom-N5-alpha0.3"
+        )
+    tables = [comparison_table(cell) for cell in comparison.cells]
+    for table in tables:
+        for known in FORMATS.values():
+            file = comparison.out / f"table-{table.cell.name}.{known.suffix}"
+            write_bytes(file, known.render(table).encode())
+    page = comparison_markdown(tables)
+    return write_bytes(comparison.out / "comparison.md", page.encode())
+
+
+def _rank(row: ComparisonRow, column: Column) -> float | None:
+    """Return a value as it is shown, signed so that more is better."""
+    value = row.values[column.key]
+    return None if value is None or not column.better else column.better * round(100 * value.mean, 1)
+
+
+def _notes(cell: CellRuns, lines: tuple[Line, ...]) -> tuple[str, ...]:
+    notes = list(fairness_notes(cell))
+    for run in cell.runs:
+        if run.record is None:
+            notes.append(run.complaint)
+        elif run.record.failed:
+            left = ", ".join(str(client.client) for client in run.record.failed)
+            notes.append(f"{run.variant.name} seed {run.seed} left out client {left}, which failed.")
+    absent = [line.title for line in lines if line.state == "not run"]
+    if absent:
+        notes.append(f"Not run: {'; '.join(absent)}.")
+    return tuple(notes)

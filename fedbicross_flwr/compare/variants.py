@@ -1,0 +1,143 @@
+"""What a comparison can hold: each method with the settings that make it that method, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.settings import Scalar
+
+GROUPS = ("one-shot", "ablation", "clustering", "reference", "flower")
+CENTRAL = "central"
+FLOWER = "flower:"
+"""Names of Flower's own strategies begin so; they need many rounds, and run under Flower only."""
+
+FLOWER_STRATEGIES = (
+    "FedAvg",
+    "FedProx",
+    "FedAvgM",
+    "FedAdam",
+    "FedAdagrad",
+    "FedYogi",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "Krum",
+    "QFedAvg",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of a comparison.
+
+    Parameters
+    ----------
+    name : str
+        As ``--methods`` takes it; also the name of its folder.
+    title : str
+        As printed.
+    group : {"one-shot", "ablation", "clustering", "reference", "flower"}
+        Which table it belongs to.
+    overrides : mapping of str to bool, int, float or str
+        The settings that it differs in from all others, by flat key.
+    note : str
+        One sentence.
+    """
+
+    name: str
+    title: str
+    group: str
+    overrides: Mapping[str, Scalar]
+    note: str
+
+
+def _method(name: str, title: str, note: str) -> Variant:
+    return Variant(name, title, "one-shot", {"method": name}, note)
+
+
+def _of_fedbicross(suffix: str, title: str, group: str, key: str, value: Scalar, note: str) -> Variant:
+    overrides = {"method": "fedbicross", key: value}
+    return Variant(f"fedbicross-{suffix}", f"FedBiCross, {title}", group, overrides, note)
+
+
+def _by(way: str, note: str) -> Variant:
+    return _of_fedbicross(way, f"clusters by {way}", "clustering", "clustering.by", way, note)
+
+
+def _weights(way: str, title: str, note: str) -> Variant:
+    return _of_fedbicross(way, title, "ablation", "cross_cluster.weights", way, note)
+
+
+_ALL = (
+    _method("fedavg", "FedAvg-1", "The sample-weighted mean of all uploads."),
+    _method("dafl", "DAFL", "A generator and a student, trained together on the ensemble of all uploads."),
+    _method("dense", "DENSE", "A growing pool of generated images, distilled into one model."),
+    _method("fedisca", "FedISCA", "Inversion of the ensemble of all uploads, distilled step by step."),
+    _method("coboosting", "Co-Boosting", "Hard generated images and learned weights of the clients."),
+    _method("fedbicross", "FedBiCross", "Clusters, and learned weights across them."),
+    _weights("intra", "intra-cluster weights", "Each cluster learns from its own images alone."),
+    _weights("uniform", "uniform weights", "Each cluster learns from all clusters' images alike."),
+    _weights("similarity", "similarity weights", "Weights by the similarity of the clusters' centroids."),
+    _of_fedbicross(
+        "no-clustering",
+        "no clustering",
+        "ablation",
+        "clustering.clusters",
+        1,
+        "All clients are one cluster; then personal distillation.",
+    ),
+    _by("parameters", "K-means on the models' weights."),
+    _by("hierarchical", "Agglomerative clustering of the models' weights."),
+    _by("pacfl", "Principal angles between subspaces of the clients' images, which clients send as well."),
+    Variant(
+        CENTRAL,
+        "central model on pooled data",
+        "reference",
+        {"method": CENTRAL},
+        "One model trained on the images of all clients together: what federated learning goes without.",
+    ),
+    *(
+        Variant(
+            FLOWER + name,
+            f"{name}, many rounds",
+            "flower",
+            {"method": FLOWER + name},
+            f"Flower's own {name} strategy over many rounds.",
+        )
+        for name in FLOWER_STRATEGIES
+    ),
+)
+
+VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in _ALL}
+"""All variants by name, in the order of the tables."""
+
+
+def variants_named(text: str) -> list[Variant]:
+    """Return variants by their names, in the order of the tables.
+
+    Parameters
+    ----------
+    text : str
+        Names with commas between them; ``all`` stands for every variant but Flower's own strategies.
+
+    Raises
+    ------
+    FedBiCrossError
+        For a name that is unknown (the near ones are named), or when there is none.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    chosen: set[str] = set()
+    for word in words:
+        if word == "all":
+            chosen |= {variant.name for variant in _ALL if variant.group != "flower"}
+        elif word in VARIANTS:
+            chosen.add(word)
+        else:
+            raise FedBiCrossError(
+                f"--methods {word!r} is unknown{near_names(word, ['all', *VARIANTS])}; "
+                f"there are all, {', '.join(VARIANTS)}"
+            )
+    if not chosen:
+        raise FedBiCrossError(f"--methods {text!r} names no method; there are all, {', '.join(VARIANTS)}")
+    return [variant for variant in _ALL if variant.name in chosen]

@@ -1,0 +1,493 @@
+"""A comparison: every variant on the same uploads, what is used again, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_runs import TINY, Step, Watch, checksums, flip_byte, read_json, reference, without_report
+
+from fedbicross_flwr import cli, in_process
+from fedbicross_flwr import simulate as simulate_module
+from fedbicross_flwr.artifacts import load_model
+from fedbicross_flwr.compare import central as central_module
+from fedbicross_flwr.compare import engine
+from fedbicross_flwr.compare.engine import FAILED, Failure, Pace, check_runs, make_runs
+from fedbicross_flwr.compare.plan import PlannedRun, base_settings, cells_of, plan_runs
+from fedbicross_flwr.compare.variants import FLOWER, GROUPS, VARIANTS, variants_named
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.federated_data import open_data
+from fedbicross_flwr.in_process import run_in_process
+from fedbicross_flwr.launch import RunStatus
+from fedbicross_flwr.methods import METHODS
+from fedbicross_flwr.report import load_run
+from fedbicross_flwr.run_folder import RunFolder
+
+CELL = "phantom-N3-alphainf"
+
+
+def planned(
+    out: Path, methods: str = "fedavg,fedbicross", seeds: int = 1, clients: str = "", **changes: Any
+) -> list[PlannedRun]:
+    """The runs of a small comparison; ``client__lr=0.1`` stands for ``client.lr``."""
+    base = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return plan_runs(base, cells_of(base, [], clients, ""), variants_named(methods), seeds, out)
+
+
+@dataclasses.dataclass
+class Made:
+    """What came of a comparison: its lines, the steps that were worked on, and what failed."""
+
+    out: Path
+    lines: list[str]
+    steps: list[Step]
+    failures: list[Failure]
+
+    @property
+    def trained(self) -> Counter[int | None]:
+        """How many epochs each client was trained for."""
+        return Counter(client for stage, client, _ in self.steps if stage == "training")
+
+
+def make(runs: Sequence[PlannedRun], stop: Step | None = None) -> Made:
+    """Make the runs, without reports."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, without_report():
+        watch = Watch(patch, stop)
+        failures = make_runs(runs, say=said.append)
+    return Made(runs[0].folder.parents[2], "".join(said).splitlines(), watch.steps, failures)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Two variants with two seeds; tests only read it."""
+    return make(planned(tmp_path_factory.mktemp("comparison"), seeds=2))
+
+
+def with_cache_of(made: Made, out: Path) -> Path:
+    """A new comparison that begins with the cache of another."""
+    shutil.copytree(made.out / "cache", out / "cache")
+    return out
+
+
+def metrics(out: Path, variant: str, seed: int = 0) -> str:
+    return (out / CELL / variant / f"seed-{seed}" / "metrics.json").read_text()
+
+
+# --- which runs there are
+
+
+def test_the_variants_of_a_cell_differ_by_their_overrides_alone(tmp_path: Path) -> None:
+    runs = planned(tmp_path, "all")
+    plain = planned(tmp_path, "fedbicross")[0].config.flat()
+    for run in runs:
+        mine = run.config.flat()
+        differing = {key for key in plain if mine[key] != plain[key]} - {"out"}
+        assert differing <= set(run.variant.overrides)
+        assert all(mine[key] == value for key, value in run.variant.overrides.items())
+    assert len({run.config.upload_fingerprint() for run in runs}) == 1
+    shaping = [tuple(run.config.shaping().items()) for run in runs]
+    assert len(set(shaping)) == len(runs)
+
+
+def test_runs_go_seed_by_seed_and_cell_by_cell(tmp_path: Path) -> None:
+    runs = planned(tmp_path, seeds=2, clients="3,2")
+    assert [run.title for run in runs] == [
+        f"phantom-N{clients}-alphainf {variant} seed {seed}"
+        for seed in range(2)
+        for clients in (3, 2)
+        for variant in ("fedavg", "fedbicross")
+    ]
+    assert runs[0].folder == tmp_path / CELL / "fedavg" / "seed-0"
+    assert len({run.folder for run in runs}) == len(runs)
+    assert {run.config.cache for run in runs} == {str(tmp_path / "cache")}
+
+
+def test_cells_are_all_combinations_and_say_so() -> None:
+    data = [{"data.name": "phantom"}, {"data.name": "site", "data.path": "/data/own.npz"}]
+    found = cells_of({}, data, "5,10,5", "0.1,inf")
+    names = [f"{d}-N{n}-alpha{a}" for d in ("phantom", "own") for n in (5, 10) for a in ("0.1", "inf")]
+    assert [cell.name for cell in found] == names
+    assert found[1].settings == {
+        "data.name": "phantom",
+        "partition.clients": 5,
+        "partition.alpha": float("inf"),
+    }
+
+
+def test_variants_keep_the_order_of_the_tables_and_all_leaves_flower_out() -> None:
+    assert [one.name for one in variants_named("fedbicross, fedavg,fedavg")] == ["fedavg", "fedbicross"]
+    named = variants_named("all")
+    assert [one.name for one in named] == [name for name in VARIANTS if not name.startswith(FLOWER)]
+    assert variants_named("flower:Krum,all")[-1].name == "flower:Krum"
+    assert {one.group for one in VARIANTS.values()} == set(GROUPS)
+
+
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_the_files_of_the_scales_can_be_compared(scale: str, tmp_path: Path) -> None:
+    base = base_settings(scale, None, ["client.epochs=3"])
+    runs = plan_runs(base, cells_of(base, [], "", ""), variants_named("all"), 1, tmp_path)
+    assert {run.config.client.epochs for run in runs} == {3}
+
+
+# --- end to end
+
+
+def test_clients_are_trained_once_for_all_variants(made: Made) -> None:
+    assert made.failures == []
+    assert made.trained == dict.fromkeys(range(3), 2 * 2)  # two epochs, two seeds
+    assert len(list((made.out / "cache").glob("*/local.safetensors"))) == 6
+    for variant in ("fedavg", "fedbicross"):
+        for seed in range(2):
+            folder = made.out / CELL / variant / f"seed-{seed}"
+            run = load_run(folder)
+            assert run.finished and run.seed == seed and run.config["method"] == variant
+            assert run.results is not None and run.results.rows[-2].name == METHODS[variant].title
+    assert metrics(made.out, "fedbicross", 0) != metrics(made.out, "fedbicross", 1)
+
+
+def test_the_numbers_are_those_of_the_run_alone(made: Made) -> None:
+    assert metrics(made.out, "fedbicross") == (reference() / "metrics.json").read_text()
+
+
+def test_each_run_is_one_line_with_an_estimate(made: Made) -> None:
+    assert [line.split(" ... ")[0] for line in made.lines] == [
+        f"{number}/4 {CELL} {variant} seed {seed}"
+        for number, (seed, variant) in enumerate(
+            [(seed, variant) for seed in range(2) for variant in ("fedavg", "fedbicross")], start=1
+        )
+    ]
+    assert all(line.endswith(" left") for line in made.lines[:-1])
+    assert made.lines[-1].endswith(" s")
+
+
+def test_the_estimate_takes_what_a_variant_took() -> None:
+    pace = Pace(["a", "b", "a", "b", "c"])
+    assert pace.left() == ""
+    pace.note("a", 10.0)
+    assert pace.left() == ", about 40 s left"
+    pace.note("b", 30.0)
+    assert pace.left() == ", about 1 min 0 s left"  # 10 + 30 + the mean of both
+    pace.note("a", None)
+    assert pace.left() == ", about 50 s left"
+
+
+def test_what_is_finished_is_not_run_again(made: Made) -> None:
+    runs = planned(made.out, seeds=2)
+    before = checksums(made.out)
+    check_runs(runs, False, made.out)
+    again = make(runs)
+    assert again.steps == [] and again.failures == []
+    assert all(line.endswith("finished before") for line in again.lines)
+    assert checksums(made.out) == before
+
+
+def test_an_interrupted_comparison_goes_on(made: Made, tmp_path: Path) -> None:
+    runs = planned(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        make(runs, stop=("cross-cluster optimisation", None, 1))
+    assert RunFolder(runs[0].folder).finished and not RunFolder(runs[1].folder).finished
+    check_runs(runs, False, tmp_path)
+    rest = make(runs)
+    assert {stage for stage, _, _ in rest.steps} == {
+        "cross-cluster optimisation",
+        "personalisation",
+    }
+    assert metrics(tmp_path, "fedbicross") == metrics(made.out, "fedbicross")
+
+
+# --- what is used again
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "epochs"),
+    [("personal__epochs", 2, 0), ("client__lr", 0.01, 2), ("model__width", 3, 2)],
+)
+def test_what_shapes_an_upload_trains_anew_and_nothing_else(
+    made: Made, tmp_path: Path, setting: str, value: Any, epochs: int
+) -> None:
+    out = with_cache_of(made, tmp_path)
+    found = make(planned(out, "fedavg", **{setting: value}))
+    assert found.failures == []
+    assert found.trained == Counter({client: epochs for client in range(3) if epochs})
+
+
+def test_a_damaged_model_in_the_cache_is_trained_again(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    for model in (out / "cache").glob("*/local.safetensors"):
+        flip_byte(model)
+        break
+    found = make(planned(out, "fedavg", seeds=2))
+    assert sorted(found.trained.values()) == [2]  # one client's two epochs
+    for seed in range(2):
+        assert metrics(out, "fedavg", seed) == metrics(made.out, "fedavg", seed)
+
+
+# --- failures
+
+
+def failing(patch: pytest.MonkeyPatch, method: str, error: BaseException) -> None:
+    """Let the server's part of a method fail."""
+
+    def serve(*arguments: object) -> None:
+        raise error
+
+    patch.setitem(METHODS, method, dataclasses.replace(METHODS[method], serve=serve))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FedBiCrossError("it cannot\nbe"), "it cannot be"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+    ],
+)
+def test_a_failure_stops_no_other_run_and_is_tried_again(
+    made: Made, tmp_path: Path, error: Exception, said: str
+) -> None:
+    out = with_cache_of(made, tmp_path)
+    runs = planned(out)
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, "fedavg", error)
+        found = make(runs)
+    assert [(failure.run.variant.name, failure.error) for failure in found.failures] == [("fedavg", said)]
+    failed = runs[0].folder / FAILED
+    written = read_json(failed)
+    assert written["error"] == said
+    assert ("traceback" in written) == isinstance(error, RuntimeError)
+    assert RunFolder(runs[1].folder).finished and not RunFolder(runs[0].folder).finished
+    assert ": " + said in found.lines[0] and "failed after" in found.lines[0]
+    check_runs(runs, False, out)
+    again = make(runs)
+    assert again.failures == [] and again.lines[1].endswith("finished before")
+    assert not failed.exists() and RunFolder(runs[0].folder).finished
+    assert metrics(out, "fedavg") == metrics(made.out, "fedavg")
+
+
+def test_a_run_that_failed_before_it_began_is_tried_again(tmp_path: Path) -> None:
+    runs = planned(tmp_path, "fedavg")
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / FAILED).write_text('{"error": "early"}')
+    check_runs(runs, False, tmp_path)
+    assert make(runs).failures == []
+
+
+def wrapped(error: OSError) -> FedBiCrossError:
+    made = FedBiCrossError("cannot write it")
+    made.__cause__ = error
+    return made
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, wrapped(NO_SPACE)], ids=["plain", "wrapped"])
+def test_a_full_disk_ends_it_at_once(made: Made, tmp_path: Path, error: Exception) -> None:
+    runs = planned(with_cache_of(made, tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, "fedavg", error)
+        with pytest.raises(FedBiCrossError, match=r"there is no space left for .*seed-0") as caught:
+            make(runs)
+    assert "\n" not in str(caught.value)
+    assert not (runs[0].folder / FAILED).exists() and not runs[1].folder.exists()
+
+
+def test_a_client_that_is_left_out_is_told_under_its_run(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = in_process.upload
+
+    def refused(server: Any, client: int, check: Any) -> Any:
+        if client == 1:
+            raise FedBiCrossError("its disk was moved")
+        return upload(server, client, check)
+
+    monkeypatch.setattr(in_process, "upload", refused)
+    found = make(planned(with_cache_of(made, tmp_path), "fedavg"))
+    assert found.lines[1] == "    client 1 is left out: its disk was moved"
+
+
+def test_under_flower_each_run_is_handed_over_and_a_failed_one_stops_no_other(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[RunConfig] = []
+
+    def simulate(app: Path, flat: dict[str, Any], *rest: Any, on_line: Any, **more: Any) -> RunStatus:
+        on_line("a line of the log")
+        handed.append(config := RunConfig.from_flat(flat))
+        if config.method == "fedavg":
+            return RunStatus(1, "failed", "a worker died")
+        run_in_process(config, Path(config.out))
+        return RunStatus(2, "completed", "")
+
+    monkeypatch.setattr(simulate_module, "simulate", simulate)
+    runs = planned(with_cache_of(made, tmp_path))
+    with without_report():
+        failures = make_runs(runs, flower=True, say=lambda text: None)
+    assert handed == [run.config for run in runs]
+    log = runs[0].folder / "flower.log"
+    reason = f"the run failed: a worker died; Flower's log is {log}"
+    assert [(failure.run, failure.error) for failure in failures] == [(runs[0], reason)]
+    assert read_json(runs[0].folder / FAILED) == {"error": reason}
+    assert log.read_text() == "a line of the log\n"
+    assert metrics(tmp_path, "fedbicross") == metrics(made.out, "fedbicross")
+
+
+# --- the central model
+
+
+@pytest.fixture(scope="module")
+def central(tmp_path_factory: pytest.TempPathFactory) -> tuple[PlannedRun, list[Failure]]:
+    """A central model with its report, in whose cache all else can begin."""
+    run = planned(tmp_path_factory.mktemp("central"), "central")[0]
+    return run, make_runs([run], say=lambda text: None)
+
+
+def test_the_central_model_is_scored_for_every_client(central: tuple[PlannedRun, list[Failure]]) -> None:
+    run, failures = central
+    assert failures == [] and RunFolder(run.folder).finished
+    record = load_run(run.folder)
+    assert record.results is not None
+    (row,) = record.results.rows
+    assert (row.name, row.kind) == ("central model on pooled data", "ceiling")
+    assert row.bytes_up == 0 and row.bytes_down == record.files["models/central.safetensors"] - overhead(
+        run.folder
+    )
+    source = open_data(run.config)
+    labels = source.labels("test")
+    model = load_model(run.folder / "models" / "central.safetensors", device="cpu")
+    right = model.predict(source.images("test")).argmax(1) == labels
+    shares = read_json(run.folder / "partition.json")["test"]
+    for client, share in enumerate(shares):
+        assert row.scores["global"][client].accuracy == pytest.approx(right.mean())
+        assert row.scores["local"][client].accuracy == pytest.approx(right[np.array(share)].mean())
+    page = (run.folder / "report.html").read_text()
+    assert "central model on pooled data" in page
+
+
+def overhead(folder: Path) -> int:
+    """Bytes of the model file that are not tensors: the header and its length."""
+    content = (folder / "models" / "central.safetensors").read_bytes()
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def test_the_central_model_does_not_depend_on_how_images_are_dealt(
+    central: tuple[PlannedRun, list[Failure]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = central[0]
+    shutil.copytree(run.config.cache, tmp_path / "cache")
+    monkeypatch.setattr(central_module, "write_report", lambda folder: folder)
+    other = make(planned(tmp_path, "central", clients="2"))
+    assert other.failures == [] and other.steps == []
+    changed = make(planned(tmp_path / "other", "central", client__lr=0.01))
+    assert changed.failures == [] and changed.steps == [("training", -1, 1), ("training", -1, 2)]
+
+
+# --- the command
+
+
+@dataclasses.dataclass
+class Answer:
+    """How the command ended."""
+
+    status: object
+    output: str
+    error: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Answer]:
+    """``fedbicross compare`` on the small configuration with more arguments."""
+    (tmp_path / "tiny.toml").write_text("")
+
+    def run(*arguments: str, config: bool = True) -> Answer:
+        flat = [f"--set={key}={value}" for key, value in TINY.items()]
+        chosen = ["--config", str(tmp_path / "tiny.toml")] if config else []
+        monkeypatch.setattr(sys, "argv", ["fedbicross", "compare", *chosen, *flat, *arguments])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left, without_report():
+            cli.main()
+        captured = capsys.readouterr()
+        return Answer(left.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "fedbicros"], ("'fedbicros' is unknown", "did you mean fedbicross")),
+        (["--methods", " , "], ("names no method",)),
+        (["--methods", "flower:FedProx"], ("flower:FedProx runs under Flower only: add --flower",)),
+        (["--seeds", "0"], ("--seeds 0", "at least 1")),
+        (["--alphas", "0.1,x"], ("--alphas", "'0.1,x'")),
+        (["--alphas", "0.1,-1"], ("partition.alpha = -1",)),
+        (["--clients", "2.5"], ("--clients", "whole numbers")),
+        (["--clients", "1"], ("clustering.clusters = 2", "partition.clients = 1")),
+        (["--data", "bloodmnst"], ("'bloodmnst' is unknown", "did you mean bloodmnist")),
+        (["--data", "phantom", "--data", "absent.npz"], ("absent.npz", "no such file")),
+        (["--set", "seed=3"], ("--set seed", "--seeds")),
+        (["--set", "client.epoch=3"], ("'client.epoch'", "did you mean client.epochs")),
+        (["--scale", "quick"], ("--scale quick", "--config", "exclude each other")),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(
+    command: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(engine, "make_runs", lambda *arguments: pytest.fail("a run was started"))
+    answer = command(*arguments)
+    assert answer.status == 2, answer
+    lines = answer.error.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert all(word in lines[0] for word in words), lines
+    assert list(tmp_path.glob("comparisons/phantom*")) == []
+
+
+def test_a_scale_that_there_is_not_is_named(command: Callable[..., Answer]) -> None:
+    answer = command("--scale", "quik", config=False)
+    assert answer.status == 2 and "'quik' is not one of quick, paper (did you mean quick?)" in answer.error
+
+
+def test_a_folder_of_other_settings_is_refused_before_anything_runs(
+    command: Callable[..., Answer], made: Made, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made.out / CELL / "fedbicross", out / CELL / "fedbicross")
+    before = checksums(out)
+    answer = command("--methods", "fedavg,fedbicross", "--set", "personal.lr=0.5", "--out", str(out))
+    assert answer.status == 2 and "personal.lr = 0.001" in answer.error and "--out" in answer.error
+    assert checksums(out) == before
+
+
+def test_the_command_makes_the_table_and_its_status_says_whether_all_is_well(
+    command: Callable[..., Answer], made: Made, tmp_path: Path
+) -> None:
+    out = with_cache_of(made, tmp_path / "out")
+    arguments = ["--methods", "fedavg,fedbicross", "--seeds", "1", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        failing(patch, "fedbicross", RuntimeError("out of memory"))
+        answer = command(*arguments)
+    assert answer.status == 1, answer
+    assert answer.error == f"failed: {CELL} fedbicross seed 0: RuntimeError: out of memory\n"
+    assert f"1/2 {CELL} fedavg seed 0 ... " in answer.output
+    table = Path(answer.output.splitlines()[-1].removeprefix("table: "))
+    assert table.is_file() and table.is_relative_to(out)
+    answer = command(*arguments)
+    assert answer.status == 0 and answer.error == ""
+    assert metrics(out, "fedbicross") == metrics(made.out, "fedbicross")

@@ -1,0 +1,174 @@
+"""Figures of a comparison: not blank, drawn from the right numbers, or left out with a reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comparison_builder import build_comparison
+from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
+from PIL import Image
+from run_builder import edit
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from fedbicross_flwr.compare.collect import Comparison, collect
+from fedbicross_flwr.compare.commands import figure
+from fedbicross_flwr.compare.figures import FIGURES, draw_images, write_comparison_figures
+from fedbicross_flwr.compare.figures.by_alpha import draw_by_alpha
+from fedbicross_flwr.compare.figures.cluster_count import by_clusters, draw_cluster_count
+from fedbicross_flwr.compare.figures.clusterings import rand_index
+from fedbicross_flwr.compare.figures.cost import LEAST_SECONDS, draw_cost
+from fedbicross_flwr.compare.figures.images import CLASS_GAP, GAP, dealt, strip
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.report.figures.missing import NothingToDrawError
+from fedbicross_flwr.report.record import SyntheticImages
+from fedbicross_flwr.report.style import DPI, LIGHT, WIDTH, png
+
+VARIANTS = ("fedavg", "dense", "fedbicross", "fedbicross-parameters", "fedbicross-K2", "central")
+CELLS = (("phantom", 5, 0.1), ("phantom", 5, 0.3))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that tests only look at."""
+    return build_comparison(tmp_path_factory.mktemp("comparison"), CELLS, VARIANTS, (0, 1))
+
+
+@pytest.fixture(scope="module")
+def comparison(out: Path) -> Comparison:
+    return collect(out)
+
+
+def data(drawn: Any) -> NDArray[np.float64]:
+    """Return a line's coordinates as numbers."""
+    return np.asarray(drawn, dtype=np.float64)
+
+
+def test_every_figure_is_written_and_none_is_blank_or_cut(out: Path) -> None:
+    written = write_comparison_figures(out)
+    expected = [*FIGURES, *(f"images-{data}-N{clients}-alpha{alpha:g}" for data, clients, alpha in CELLS)]
+    assert [file.stem for file in written.files] == expected
+    assert written.left_out == {}
+    surface = 255 * np.array(to_rgb(LIGHT.surface))
+    for file in written.files:
+        assert file.parent == out / "figures"
+        with Image.open(file) as picture:
+            image = np.asarray(picture.convert("RGB"), dtype=np.float64)
+        assert abs(image.shape[1] - WIDTH * DPI) <= 1
+        assert image.std() > 5, f"{file.name} is empty"
+        # A cut label leaves ink on the outermost pixels.
+        for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
+            assert np.abs(edge - surface).max() <= 2, f"{file.name} touches its edge"
+
+
+def test_a_figure_without_data_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("fedavg",), seeds=(0,))
+    stale = tmp_path / "figures" / "clusterings.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an earlier call")
+    written = write_comparison_figures(tmp_path)
+    assert [file.stem for file in written.files] == ["cost"]
+    assert set(written.left_out) == {*FIGURES, "images-phantom-N5-alpha0.3"} - {"cost"}
+    assert "two alphas" in written.left_out["accuracy-by-alpha"]
+    assert not stale.exists()
+
+
+def test_the_papers_numbers_name_its_figures(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure("2", out)
+    figure("3", out)
+    names = [Path(line).stem for line in capsys.readouterr().out.splitlines()]
+    assert names == ["clusterings", "images-phantom-N5-alpha0.1", "images-phantom-N5-alpha0.3"]
+    with pytest.raises(FedBiCrossError, match=r"no figure 'clustering' \(did you mean clusterings"):
+        figure("clustering", out)
+
+
+def test_lines_over_alpha_hold_the_means(comparison: Comparison) -> None:
+    axes = draw_by_alpha(comparison).axes[0]
+    drawn = {tuple(np.round(data(line.get_ydata()), 6)) for line in axes.lines}
+    means = []
+    for cell in comparison.cells:
+        runs = [record.results for _, record in cell.records("fedbicross")]
+        rows = [results.row("FedBiCross") for results in runs if results is not None]
+        seeds = [
+            np.mean([s.accuracy for s in row.scores["global"].values()]) for row in rows if row is not None
+        ]
+        means.append(round(100 * float(np.mean(seeds)), 6))
+    assert tuple(means) in drawn
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "0.3"]
+
+
+def test_cost_shows_both_models_and_no_time_below_the_least(comparison: Comparison) -> None:
+    made = draw_cost(comparison)
+    seconds, traffic = made.axes[:2]
+    points = [float(xs[0]) for line in seconds.lines if len(xs := data(line.get_xdata())) == 1]
+    # FedAvg-1, DENSE and FedBiCross as shipped and fine-tuned, and the central model.
+    assert len(points) == 7
+    assert min(points) == LEAST_SECONDS
+    assert seconds.get_xscale() == "log" and traffic.get_xscale() == "linear"
+
+
+def test_clusters_are_studied_over_k(comparison: Comparison) -> None:
+    found = by_clusters(comparison.cells[0])
+    assert {k: line.variant for k, line in found.items()} == {2: "fedbicross-K2", 3: "fedbicross"}
+    axes = draw_cluster_count(comparison).axes[1]
+    assert data(axes.lines[0].get_xdata()).tolist() == [2, 3]
+    assert data(axes.lines[0].get_ydata()).tolist() == pytest.approx([0.38, 0.44])
+
+
+def test_the_rand_index_is_scikit_learns(comparison: Comparison) -> None:
+    seen = 0
+    for _, record in comparison.cells[0].records("fedbicross"):
+        assert record.clustering is not None
+        counts = np.array([client.class_counts for client in record.clients], dtype=float)
+        shares = counts / counts.sum(1, keepdims=True)
+        expected = KMeans(3, n_init=50, random_state=1).fit_predict(shares)
+        assert rand_index(record) == pytest.approx(
+            adjusted_rand_score(expected, record.clustering.assignment)
+        )
+        seen += 1
+    assert seen == 2
+
+
+def test_the_rand_index_says_nothing_of_unknown_counts_or_one_cluster(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("fedbicross", "fedbicross-no-clustering"), seeds=(0,))
+    run = tmp_path / "phantom-N5-alpha0.3" / "fedbicross" / "seed-0" / "run.json"
+    edit(run, lambda content: content["clients"][1].update(class_counts=None))
+    for _, record in collect(tmp_path).cells[0].records():
+        assert rand_index(record) is None
+
+
+def test_images_are_dealt_from_all_clusters_in_turn() -> None:
+    def sheet(cluster: int, labels: list[int]) -> SyntheticImages:
+        images = np.stack(
+            [np.full((1, 2, 2), 0.1 * index + cluster, np.float32) for index in range(len(labels))]
+        )
+        return SyntheticImages(cluster, images, np.array(labels))
+
+    joined = dealt([sheet(0, [1, 0, 0]), sheet(1, [0])])
+    assert joined.labels.tolist() == [0, 0, 0, 1]
+    assert joined.images[:, 0, 0, 0].tolist() == pytest.approx([0.1, 1.0, 0.2, 0.0])
+    canvas = strip(joined, classes=2, each=2)
+    assert canvas.shape == (2, 2 * (2 * 2 + GAP) + CLASS_GAP, 4)
+    second = 2 * 2 + GAP + CLASS_GAP
+    assert canvas[0, 0, :].tolist() == pytest.approx([0.55, 0.55, 0.55, 1])
+    assert canvas[0, 2 + GAP, :].tolist() == pytest.approx([1, 1, 1, 1])
+    assert canvas[0, second, 0] == pytest.approx(0.5)
+    assert canvas[0, second + 2 + GAP, 3] == 0, "a class with one image leaves its second place transparent"
+
+
+def test_images_need_a_run_that_kept_some_and_long_names_fit(tmp_path: Path) -> None:
+    names = tuple(f"actinic keratoses and intraepithelial carcinoma {index}" for index in range(7))
+    build_comparison(tmp_path, variants=("fedavg", "dense"), seeds=(0,), classes=names)
+    (cell,) = collect(tmp_path).cells
+    with Image.open(io.BytesIO(png(draw_images(cell), LIGHT))) as picture:
+        image = np.asarray(picture.convert("RGB"), dtype=np.float64)
+    for edge in (image[0], image[:, -1]):
+        assert np.abs(edge - 255).max() <= 2
+    (tmp_path / cell.cell.name / "dense" / "seed-0" / "synthetic.safetensors").unlink()
+    with pytest.raises(NothingToDrawError, match="kept synthetic images"):
+        draw_images(cell)

@@ -1,0 +1,81 @@
+"""Is one method better than another: the paired test against SciPy, its pairs, and when there is none."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from comparison_builder import build_comparison
+from scipy import stats
+
+from fedbicross_flwr.compare.collect import collect
+from fedbicross_flwr.compare.lines import PERSONAL, Line, SeedScores
+from fedbicross_flwr.compare.paired import MIN_PAIRS, paired_test, paired_tests
+from fedbicross_flwr.compare.tables import comparison_table
+from fedbicross_flwr.report.record import Score
+
+
+def line(name: str, seeds: dict[int, dict[int, float]], group: str = "one-shot") -> Line:
+    """Return a line with these accuracies, by seed and client, under both protocols."""
+    scored = {
+        seed: {client: Score(100, value, value, value, 0.1) for client, value in clients.items()}
+        for seed, clients in seeds.items()
+    }
+    rows = {seed: SeedScores({"global": s, "local": s}, 1, 1, 1.0) for seed, s in scored.items()}
+    return Line(name, PERSONAL, name, group, rows)
+
+
+def test_the_paired_test_is_scipys(tmp_path: Path) -> None:
+    out = build_comparison(tmp_path, variants=("fedavg", "coboosting", "fedbicross"))
+    table = comparison_table(collect(out).cells[0])
+    test = next(t for t in table.tests if t.measure == "global" and "strongest" in t.reason)
+    assert test.other == "Co-Boosting, fine-tuned"
+    folder = out / "phantom-N5-alpha0.3"
+    values = []
+    for variant, name in (("fedbicross", "FedBiCross"), ("coboosting", "Co-Boosting, fine-tuned")):
+        found = []
+        for seed in range(3):
+            rows = json.loads((folder / variant / f"seed-{seed}" / "metrics.json").read_text())["rows"]
+            (entry,) = [row for row in rows if row["name"] == name]
+            found += [client["global"]["accuracy"] for client in entry["clients"]]
+        values.append(found)
+    assert test.p == pytest.approx(stats.wilcoxon(*values).pvalue)
+    assert test.difference == pytest.approx(statistics.fmean(a - b for a, b in zip(*values, strict=True)))
+    assert (test.pairs, test.seeds) == (15, 3)
+    assert test.ahead == sum(a > b for a, b in zip(*values, strict=True))
+    assert (
+        f"n = 15 pairs (3 seeds), higher in {test.ahead}; Wilcoxon signed-rank, two-sided, p = "
+        in test.sentence
+    )
+
+
+def test_too_few_pairs_get_no_p() -> None:
+    other = line("other", {0: dict.fromkeys(range(MIN_PAIRS), 0.5)})
+    five = line("ours", {0: {client: 0.6 + client / 100 for client in range(MIN_PAIRS - 1)}})
+    six = line("ours", {0: {client: 0.6 + client / 100 for client in range(MIN_PAIRS)}})
+    test = paired_test(five, other, "both")
+    assert (test.p, test.pairs, test.ahead) == (None, 5, 5)
+    assert "too few pairs" in test.sentence and "p =" not in test.sentence
+    assert paired_test(six, other, "both").p == pytest.approx(2 / 2**MIN_PAIRS)
+    equal = paired_test(other, other, "global")
+    assert equal.p is None and equal.difference == 0 and "±0.0 points" in equal.sentence
+
+
+def test_pairs_are_of_the_same_seed_and_client() -> None:
+    ours = line("fedbicross", {0: {0: 0.9, 1: 0.8}, 1: {0: 0.7}, 2: {0: 0.1}})
+    other = line("dense", {1: {0: 0.6, 1: 0.9}, 0: {1: 0.6, 2: 0.9}})
+    test = paired_test(ours, other, "local")
+    assert (test.pairs, test.seeds, test.ahead) == (2, 2, 2)
+    assert test.difference == pytest.approx((0.2 + 0.1) / 2)
+
+
+def test_the_strongest_other_is_no_ablation_and_absent_methods_give_no_test() -> None:
+    ours, weak, strong = (
+        line(name, {0: {0: value}}) for name, value in (("fedbicross", 0.5), ("dafl", 0.3), ("dense", 0.4))
+    )
+    ablation = line("fedbicross-intra", {0: {0: 0.9}}, "ablation")
+    assert {test.other for test in paired_tests([ours, weak, strong, ablation])} == {"dense"}
+    assert paired_tests([weak, strong]) == ()
+    assert paired_tests([ours, line("dafl", {1: {0: 0.3}})]) == ()

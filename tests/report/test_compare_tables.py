@@ -1,0 +1,276 @@
+"""Tables of a comparison: means, marks and tests against values by hand; runs that failed or are absent."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparison_builder import MODEL, build_comparison, set_accuracies
+from hypothesis import given
+from hypothesis import strategies as st
+from run_builder import edit
+
+from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE, CellName, collect
+from fedbicross_flwr.compare.commands import table_text
+from fedbicross_flwr.compare.latex import escape
+from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
+from fedbicross_flwr.compare.tables import (
+    BY_KEY,
+    COLUMNS,
+    ComparisonRow,
+    ComparisonTable,
+    comparison_table,
+    write_comparison,
+)
+from fedbicross_flwr.compare.variants import VARIANTS
+from fedbicross_flwr.errors import FedBiCrossError
+
+CELL = "phantom-N5-alpha0.3"
+FEW = ("fedavg", "coboosting", "fedbicross", "fedbicross-intra")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that tests only look at."""
+    return build_comparison(tmp_path_factory.mktemp("shared"), variants=(*FEW, "central"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A comparison of two methods and two seeds that tests may change."""
+    return build_comparison(tmp_path, variants=("fedavg", "fedbicross"), seeds=(0, 1))
+
+
+def table_of(out: Path) -> ComparisonTable:
+    (cell,) = collect(out).cells
+    return comparison_table(cell)
+
+
+def row_of(table: ComparisonTable, variant: str, role: str = PERSONAL) -> ComparisonRow:
+    return next(row for row in table.rows if (row.line.variant, row.line.role) == (variant, role))
+
+
+def test_mean_and_deviation_by_hand(out: Path) -> None:
+    # Means over clients .60 and .70 global, .80 and .86 local.
+    for seed, level in ((0, 0.60), (1, 0.70)):
+        folder = out / CELL / "fedbicross" / f"seed-{seed}"
+        spread = {0: level - 0.1, 1: level - 0.05, 2: level, 3: level + 0.05, 4: level + 0.1}
+        set_accuracies(folder, "FedBiCross", "global", spread)
+        set_accuracies(
+            folder, "FedBiCross", "local", dict.fromkeys(range(1, 5), 0.8 + 0.06 * seed) | {0: 0.3}
+        )
+    row = row_of(table_of(out), "fedbicross")
+    found = row.values["global_accuracy"]
+    assert found is not None and found.deviation is not None
+    assert found.mean == pytest.approx(0.65)
+    assert found.deviation == pytest.approx(0.1 / 2**0.5)
+    local = [(0.3 + 4 * 0.8) / 5, (0.3 + 4 * 0.86) / 5]
+    both = row.values["mean_accuracy"]
+    assert both is not None
+    assert both.mean == pytest.approx(statistics.fmean([(0.6 + local[0]) / 2, (0.7 + local[1]) / 2]))
+    worst = row.values["local_worst"]
+    assert worst is not None and worst.mean == pytest.approx(0.3) and worst.deviation == pytest.approx(0)
+
+
+def test_bytes_and_the_servers_own_seconds(out: Path) -> None:
+    table = table_of(out)
+    row = row_of(table, "fedbicross")
+    # The builder gives 520 s and 3 % more with each seed; rounds of clients and the evaluation do not count.
+    assert row.values["server_seconds"] is not None
+    assert row.values["server_seconds"].mean == pytest.approx((520 + 535.6) / 2)
+    for key in ("bytes_sent", "bytes_received"):
+        assert (size := row.values[key]) is not None and size.mean == MODEL
+    control = row_of(table, "local-only", "control")
+    assert control.values["server_seconds"] is None
+    assert control.values["bytes_sent"] is not None and control.values["bytes_sent"].mean == 0
+
+
+def test_every_line_stands_in_order(shared: Path) -> None:
+    lines = [row.line for row in table_of(shared).rows]
+    ran = [(one.variant, one.role) for one in lines if one.seeds]
+    assert ran == [
+        ("local-only", "control"),
+        ("same-budget", "control"),
+        *((variant, role) for variant in FEW for role in (SHIPPED, PERSONAL)),
+        ("ensemble", "ceiling"),
+        ("central", SHIPPED),
+    ]
+    absent = {one.variant for one in lines if one.state == "not run"}
+    assert absent == {name for name, v in VARIANTS.items() if v.group != "flower"} - {*FEW, "central"}
+
+
+def test_fedavgs_own_row_is_not_taken_for_the_common_one(shared: Path) -> None:
+    row = row_of(table_of(shared), "fedavg", SHIPPED)
+    assert row.line.title == "FedAvg-1"
+    assert row_of(table_of(shared), "fedavg").line.title == "FedAvg-1, fine-tuned"
+    assert row_of(table_of(shared), "coboosting", SHIPPED).line.seeds[0].scores["global"].keys() == set(
+        range(5)
+    )
+
+
+def test_a_strategy_of_many_rounds_is_a_ceiling_by_its_own_name(out: Path) -> None:
+    folder = shutil.copytree(out / CELL / "fedavg" / "seed-0", out / CELL / "flower:FedAvg" / "seed-0")
+
+    def rename(content: dict[str, Any]) -> None:
+        content["rows"] = [row for row in content["rows"] if row["kind"] != "ceiling"]
+        for row in content["rows"]:
+            row["name"] = row["name"].replace("FedAvg-1", "FedAvg, 20 rounds")
+
+    edit(folder / "metrics.json", rename)
+    text = table_text(CELL, out, "markdown")
+    assert "| FedAvg, 20 rounds (ceiling, 1 of 2 seeds) |" in text
+    assert "| FedAvg, 20 rounds, fine-tuned (ceiling, 1 of 2 seeds) |" in text
+    assert not row_of(table_of(out), "flower:FedAvg").line.competes
+
+
+def test_the_best_is_marked_and_ceilings_controls_and_other_k_do_not_compete(tmp_path: Path) -> None:
+    out = build_comparison(
+        tmp_path, variants=("fedavg", "fedbicross", "fedbicross-K4", "central"), seeds=(0,)
+    )
+    for variant, name in (
+        ("fedbicross-K4", "FedBiCross"),
+        ("fedavg", "local-only"),
+        ("fedbicross", "local-only"),
+    ):
+        set_accuracies(out / CELL / variant / "seed-0", name, "global", dict.fromkeys(range(5), 0.99))
+    set_accuracies(
+        out / CELL / "fedbicross-K4" / "seed-0", "local-only", "global", dict.fromkeys(range(5), 0.99)
+    )
+    table = table_of(out)
+    column = BY_KEY["global_accuracy"]
+    assert table.best(column) == {("fedbicross", PERSONAL)}
+    assert table.controls_ahead(column) == {("local-only", "control")}
+    ece = BY_KEY["global_ece"]
+    shown = {
+        (row.line.variant, row.line.role): round(100 * value.mean, 1)
+        for row in table.rows
+        if row.line.competes and (value := row.values["global_ece"]) is not None
+    }
+    assert table.best(ece) == {key for key, value in shown.items() if value == min(shown.values())}
+    assert table.best(BY_KEY["server_seconds"]) == frozenset()
+
+
+def test_equal_figures_share_the_mark_and_fewer_seeds_do_not_compete(out: Path) -> None:
+    for seed in (0, 1):
+        for variant, name in (("fedavg", "FedAvg-1, fine-tuned"), ("fedbicross", "FedBiCross")):
+            values = dict.fromkeys(range(5), 0.91)
+            set_accuracies(out / CELL / variant / f"seed-{seed}", name, "global", values)
+    column = BY_KEY["global_accuracy"]
+    assert table_of(out).best(column) == {("fedavg", PERSONAL), ("fedbicross", PERSONAL)}
+    shutil.rmtree(out / CELL / "fedavg" / "seed-1")
+    assert table_of(out).best(column) == {("fedbicross", PERSONAL)}
+    assert "FedAvg-1, fine-tuned (1 of 2 seeds)" in table_text(CELL, out, "markdown")
+
+
+def test_failed_unfinished_and_unreadable_runs_are_shown(out: Path) -> None:
+    base = out / CELL
+    (base / "dense" / "seed-0").mkdir(parents=True)
+    (base / "dense" / "seed-0" / "failed.json").write_text('{"error": "no memory\\n left & 50 %"}')
+    (base / "dafl" / "seed-0").mkdir(parents=True)
+    (base / "fedbicross" / "seed-1" / "metrics.json").write_text("{")
+    (comparison,) = collect(out).cells
+    states = {(run.variant.name, run.seed): run.state for run in comparison.runs}
+    assert states == {
+        ("fedavg", 0): DONE,
+        ("fedavg", 1): DONE,
+        ("dafl", 0): UNFINISHED,
+        ("dense", 0): FAILED,
+        ("fedbicross", 0): DONE,
+        ("fedbicross", 1): UNREADABLE,
+    }
+    problems = collect(out).problems
+    assert len(problems) == 3 and not any("\n" in problem for problem in problems)
+    text = table_text(CELL, out, "markdown")
+    assert f"{base / 'dense' / 'seed-0'}: failed: no memory left & 50 %" in text
+    assert re.search(r"seed-1: unreadable: .*metrics\.json is not valid JSON", text)
+    assert "| DENSE (failed) | – |" in text
+    assert "| DAFL (not finished) | – |" in text
+    assert "| FedISCA (not run) | – |" in text
+    assert "| FedBiCross (1 of 2 seeds) |" in text
+
+
+def test_a_run_in_the_wrong_place_is_not_counted(out: Path) -> None:
+    shutil.copytree(out / CELL / "fedavg" / "seed-0", out / CELL / "fedavg" / "seed-7")
+    (problem,) = collect(out).problems
+    assert "seed-7: unreadable: its config.toml has seed = 0, its folder's name says 7" in problem
+
+
+def test_runs_of_other_uploads_or_settings_are_pointed_out(out: Path) -> None:
+    assert not any("compare" in note or "same clients" in note for note in table_of(out).notes)
+    set_accuracies(out / CELL / "fedbicross" / "seed-1", "local-only", "global", {2: 0.0})
+    config = out / CELL / "fedbicross" / "seed-0" / "config.toml"
+    config.write_text(config.read_text().replace("tv_weight = 5.0", "tv_weight = 1.0"))
+    notes = " ".join(table_of(out).notes)
+    assert "fedbicross seed 0 do not compare: they differ in inversion.tv_weight (5.0 and 1.0)" in notes
+    assert "Seed 1: fedavg and fedbicross did not start from the same clients' models" in notes
+
+
+def test_a_client_that_failed_is_named(out: Path) -> None:
+    edit(out / CELL / "fedavg" / "seed-0" / "run.json", lambda run: run["clients"][3].update(status="failed"))
+    assert "fedavg seed 0 left out client 3, which failed." in table_of(out).notes
+
+
+def test_all_files_are_written_and_csv_reads_back(shared: Path) -> None:
+    page = write_comparison(shared)
+    assert page == shared / "comparison.md"
+    assert f"## {CELL}" in page.read_text()
+    assert (shared / f"table-{CELL}.md").read_text().strip() in page.read_text()
+    with (shared / f"table-{CELL}.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    table = table_of(shared)
+    assert len(rows) == len(table.rows)
+    for read, row in zip(rows, table.rows, strict=True):
+        assert (read["variant"], read["row"], read["seeds"]) == (
+            row.line.variant,
+            row.line.role,
+            str(len(row.line.seeds)),
+        )
+        for column in COLUMNS:
+            value = row.values[column.key]
+            assert read[f"{column.key}_mean"] == ("" if value is None else str(value.mean))
+        best = {c.key for c in COLUMNS if (row.line.variant, row.line.role) in table.best(c)}
+        assert set(read["best"].split()) == best
+    assert {read["state"] for read in rows} == {"done", "not run"}
+
+
+def test_latex_has_the_same_number_of_cells_in_every_row(shared: Path) -> None:
+    text = table_text(CELL, shared, "latex")
+    lines = [one for one in text.splitlines() if one.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", one)) for one in lines} == {len(COLUMNS)}
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert text.count(r"\midrule") == 3
+    assert r"\textbf{" in text and "±" not in text and "†" not in text and "α" not in text
+
+
+@given(st.text(alphabet="a_%&$#{}~^\\<> ±†"))
+def test_nothing_in_escaped_text_means_anything_to_latex(text: str) -> None:
+    plain = escape(text)
+    for command in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}", r"\textless{}"):
+        plain = plain.replace(command, "")
+    plain = plain.replace(r"\textgreater{}", "").replace(r"$\pm$", "").replace(r"$^\dagger$", "")
+    assert not re.search(r"(?<!\\)[&%$#_{}~^<>]", plain)
+    assert not re.search(r"\\[^&%$#_{}]", plain)
+
+
+def test_folders_of_other_names_are_passed_over(out: Path) -> None:
+    (out / "cache").mkdir()
+    (out / "figures").mkdir()
+    assert [cell.cell.name for cell in collect(out).cells] == [CELL]
+    assert CellName.named("my-data-N2-x-N12-alphainf") == CellName(
+        "my-data-N2-x-N12-alphainf", "my-data-N2-x", 12, float("inf")
+    )
+    assert CellName.named("phantom-N5") is None
+
+
+def test_a_wrong_folder_or_name_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FedBiCrossError, match="is not a folder"):
+        write_comparison(tmp_path / "nothing")
+    with pytest.raises(FedBiCrossError, match="holds no comparison"):
+        write_comparison(tmp_path)
+    with pytest.raises(FedBiCrossError, match="no table 'IV'; there are I, II, III"):
+        table_text("IV", tmp_path, "markdown")
