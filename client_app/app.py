@@ -26,6 +26,7 @@ from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.site_store import SiteStore
 from fedbicross_flwr.training import ClientTask
 
@@ -89,7 +90,10 @@ def distil(message: Message, context: Context, client: int) -> RecordDict:
     cluster = cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict()
     if is_flower(task.config.method):
         first_round(images, task, store)  # many rounds upload no f_i; the controls are made of it
-    scores = second_round(images, dict(cluster), task, store)
+    replay = None
+    if "replay" in message.content:
+        replay = Replay.of(cast(ArrayRecord, message.content["replay"]).to_torch_state_dict())
+    scores = second_round(images, Shipment(dict(cluster), replay), task, store)
     flat: dict[str, int | float | list[int] | list[float]] = {
         f"{row}/{protocol}/{metric}": value
         for row, protocols in scores.items()

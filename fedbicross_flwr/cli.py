@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedbicross_flwr.compare.commands import figure, table
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
@@ -121,6 +122,10 @@ def report(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) 
     page = write_report(run)
     render_terminal(results_table(load_run(run)), Console())
     print(f"\nreport: {page}")
+
+
+app.command()(table)
+app.command()(figure)
 
 
 def data_settings(data: str, root: str) -> dict[str, Scalar]:

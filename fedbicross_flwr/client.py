@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.errors import FedBiCrossError
@@ -16,6 +15,7 @@ from fedbicross_flwr.evaluation import score_model
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.pacfl import data_subspace
+from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site_store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
 
@@ -63,8 +63,8 @@ def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
         return data_subspace(images.train, task.spec.num_classes, clustering.pacfl_rank)
 
 
-def second_round(images: ClientImages, cluster: StateDict, task: ClientTask, store: SiteStore) -> RowScores:
-    """Distil the cluster model into the personal one, keep it, and return scores: only they leave.
+def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, store: SiteStore) -> RowScores:
+    """Make the shipped model the client's own, keep it, and return scores: only they leave.
 
     Raises
     ------
@@ -78,13 +78,13 @@ def second_round(images: ClientImages, cluster: StateDict, task: ClientTask, sto
             f"{store.own(local_key) / 'local.safetensors'} holds no model of this run's first round: "
             "the site's store was moved or changed; run the first round again"
         )
-    key = f"{task.config.fingerprint()}/{images.fingerprint}/{task.client}/{digest(cluster)}"
+    key = f"{task.config.fingerprint()}/{images.fingerprint}/{task.client}/{shipment.digest()}"
     kept = store.personal_scores(key)
     if kept is not None:
         return kept
     with cpu_threads(task.config.runtime.client_threads):
-        personal = method_named(task.config.method).personalise(images.train, cluster, own.state, task)
-        shipped = {"cluster-model": cluster, "personal": personal}
+        personal = method_named(task.config.method).personalise(images.train, shipment, own.state, task)
+        shipped = {"cluster-model": shipment.model, "personal": personal}
         scores = {**controls(images, own.state, local_key, task, store), **score_all(shipped, images, task)}
     store.save_personal(personal, task.spec, scores, key)
     return scores
@@ -95,7 +95,7 @@ def controls(
 ) -> RowScores:
     """Return the scores of f_i, and of f_i trained on for stage 3's budget; kept ones are used again."""
     personal = task.config.personal
-    key = short_hash(f"{local_key}/{personal.epochs}/{personal.lr}/{sorted(images.tests)}")
+    key = short_hash(f"{local_key}/{personal.epochs}/{personal.fine_tune_lr}/{sorted(images.tests)}")
     kept = store.controls(local_key, key)
     if kept is None:
         models = {"local-only": own, "same-budget": fine_tune(images.train, own, task)}

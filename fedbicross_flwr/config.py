@@ -162,8 +162,8 @@ class TeacherConfig:
     )
     scope: str = setting(
         "cluster",
-        "who says what a cluster's synthetic images show: its own ensemble F_k, or that of all uploads of the "
-        "`federation`",
+        "who says what a cluster's synthetic images show: its own ensemble F_k, or that of all uploads of "
+        "the `federation`",
         choices=("cluster", "federation"),
         source="III-B: cluster",
     )
@@ -286,6 +286,21 @@ class PersonalConfig:
     gamma: float = setting(0.5, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A")
     delta: float = setting(0.3, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A")
     temperature: float = setting(1.0, "temperature of both KL terms", above=0.0)
+    replay: float = setting(
+        1.0,
+        "weight of KL to the server's teacher on the synthetic images, which then travel with the cluster "
+        "model; 0 sends none",
+        low=0.0,
+        source="Eq. 9: 0",
+    )
+    replay_batch: int = setting(32, "synthetic images that join each batch", low=1)
+    replay_temperature: float = setting(4.0, "temperature of that KL term", above=0.0)
+    fine_tune_lr: float = setting(
+        1e-3,
+        "learning rate of plain fine-tuning: the control, and what follows a global method",
+        above=0.0,
+        source="IV-A",
+    )
 
 
 @dataclass(frozen=True)

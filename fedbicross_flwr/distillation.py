@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedbicross_flwr.models import StateDict, load_state, state_of
 from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.shipment import Rehearsal, Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages, Loss, Recipe, fit, predict_logits
 
 
@@ -75,16 +78,19 @@ def personal_loss(
     return loss
 
 
-def personalise(data: LabelledImages, cluster: StateDict, own: StateDict, task: ClientTask) -> StateDict:
+def personalise(data: LabelledImages, shipment: Shipment, own: StateDict, task: ClientTask) -> StateDict:
     """Distil a cluster model into the client's personal one (stage 3), on the client's own images.
 
     Parameters
     ----------
     data : LabelledImages
         All of the client's images; its validation images stay unseen.
-    cluster, own : StateDict
-        G_k, from which the personal model starts, and f_i, which never left the client. Both are teachers:
-        frozen and in eval mode. As stage 3 does not augment, their answers are computed once.
+    shipment : Shipment
+        G_k, from which the personal model starts. Synthetic images that came with it are rehearsed: a few of
+        them are in every batch, with ``personal.replay`` as the weight of KL to the server's teacher.
+    own : StateDict
+        f_i, which never left the client. It and G_k are teachers: frozen and in eval mode. As stage 3 does
+        not augment, their answers are computed once.
     task : ClientTask
         Whose work this is.
 
@@ -95,14 +101,31 @@ def personalise(data: LabelledImages, cluster: StateDict, own: StateDict, task: 
     """
     settings, compute = task.config.personal, task.compute
     training, _ = data.to(compute).split(task.config.client.validation_fraction)
-    teachers = [compute.place(load_state(task.spec, state)) for state in (cluster, own)]
+    teachers = [compute.place(load_state(task.spec, state)) for state in (shipment.model, own)]
     fixed = [predict_logits(teacher, training.images, compute) for teacher in teachers]
+
+    rehearsal = rehearse(shipment, task)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         answers = (training.labels[rows], fixed[0][rows], fixed[1][rows])
-        return personal_loss(logits, *answers, settings.gamma, settings.delta, settings.temperature)
+        own_logits, companions = logits[: len(rows)], logits[len(rows) :]
+        total = personal_loss(own_logits, *answers, settings.gamma, settings.delta, settings.temperature)
+        if rehearsal is not None:
+            said = rehearsal.answers()
+            total = total + settings.replay * kl_divergence(said, companions, settings.replay_temperature)
+        return total
 
-    return adapt(cluster, training, loss, "personalisation", task)
+    draw = rehearsal.draw if rehearsal is not None else None
+    return adapt(shipment.model, training, loss, "personalisation", task, settings.lr, draw)
+
+
+def rehearse(shipment: Shipment, task: ClientTask) -> Rehearsal | None:
+    """Return what draws the synthetic images of stage 3, if any came and the settings want them."""
+    settings = task.config.personal
+    if shipment.replay is None or not settings.replay:
+        return None
+    generator = torch_generator(task.config.seed, "rehearsal", task.client)
+    return Rehearsal(shipment.replay, settings.replay_batch, generator, task.compute.device)
 
 
 def fine_tune(data: LabelledImages, start: StateDict, task: ClientTask) -> StateDict:
@@ -115,15 +138,23 @@ def fine_tune(data: LabelledImages, start: StateDict, task: ClientTask) -> State
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         return F.cross_entropy(logits, training.labels[rows])
 
-    return adapt(start, training, loss, "fine-tuning", task)
+    return adapt(start, training, loss, "fine-tuning", task, task.config.personal.fine_tune_lr)
 
 
-def fine_tuned(data: LabelledImages, shipped: StateDict, own: StateDict, task: ClientTask) -> StateDict:
+def fine_tuned(data: LabelledImages, shipment: Shipment, own: StateDict, task: ClientTask) -> StateDict:
     """Fine-tune the model that a global method shipped; f_i takes no part."""
-    return fine_tune(data, shipped, task)
+    return fine_tune(data, shipment.model, task)
 
 
-def adapt(start: StateDict, training: LabelledImages, loss: Loss, stage: str, task: ClientTask) -> StateDict:
+def adapt(
+    start: StateDict,
+    training: LabelledImages,
+    loss: Loss,
+    stage: str,
+    task: ClientTask,
+    lr: float,
+    companions: Callable[[], Tensor] | None = None,
+) -> StateDict:
     """Run stage 3's epochs: the client's recipe at a constant learning rate, without augmentation.
 
     Every model that is adapted sees the same batches in the same order, so that rows compare.
@@ -131,12 +162,12 @@ def adapt(start: StateDict, training: LabelledImages, loss: Loss, stage: str, ta
     settings, local = task.config.personal, task.config.client
     model = task.compute.place(load_state(task.spec, start))
     recipe = Recipe(
-        settings.epochs, settings.lr, local.momentum, local.weight_decay, "constant", local.batch_size, False
+        settings.epochs, lr, local.momentum, local.weight_decay, "constant", local.batch_size, False
     )
 
     def after_epoch(epoch: int) -> None:
         task.progress.advance(stage, epoch, settings.epochs, client=task.client)
 
     order = torch_generator(task.config.seed, "personalisation", task.client)
-    fit(model, training.images, loss, recipe, order, task.compute, after_epoch)
+    fit(model, training.images, loss, recipe, order, task.compute, after_epoch, companions)
     return state_of(model)

@@ -111,7 +111,7 @@ def upload(server: Server, client: int, check: Check) -> tuple[LocalModel, Tenso
 
 def personal(server: Server, client: int, check: Check) -> RowScores:
     """Do one client's second round."""
-    images, shipped = server.data.client(client), server.cluster_model(client)
+    images, shipped = server.data.client(client), server.shipment(client)
     return second_round(images, shipped, client_task(server, client, check), store(server, client))
 
 

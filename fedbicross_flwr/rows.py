@@ -26,8 +26,8 @@ class Row:
         One sentence.
     models_up, models_down : int
         Models that each client sends and receives; ``-1`` stands for one of each client.
-    more_up : int
-        Bytes that each client sends besides.
+    more_up, more_down : int
+        Bytes that each client sends and receives besides.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Row:
     models_up: int = 0
     models_down: int = 0
     more_up: int = 0
+    more_down: int = 0
 
 
 ROWS: Mapping[str, Row] = {
@@ -57,7 +58,7 @@ ROWS: Mapping[str, Row] = {
 """Rows that every run has, in the order of the table; the method's own two follow."""
 
 
-def rows_of(name: str, more_up: int = 0, rounds: int = 1) -> dict[str, Row]:
+def rows_of(name: str, more_up: int = 0, rounds: int = 1, more_down: int = 0) -> dict[str, Row]:
     """Return the rows of a run of one method, in the order of the table.
 
     Parameters
@@ -66,6 +67,8 @@ def rows_of(name: str, more_up: int = 0, rounds: int = 1) -> dict[str, Row]:
         Bytes that the method has each client send besides its model.
     rounds : int, default 1
         Rounds of one of Flower's strategies; one-shot methods have one.
+    more_down : int, default 0
+        Bytes that each client is sent besides its model, for stage 3.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def rows_of(name: str, more_up: int = 0, rounds: int = 1) -> dict[str, Row]:
         "cluster-model": Row(
             method.title, method.kind, "The model as it is shipped to the client.", 1, 1, more_up
         ),
-        "personal": Row(method.personal_title, method.kind, personal, 1, 1, more_up),
+        "personal": Row(method.personal_title, method.kind, personal, 1, 1, more_up, more_down),
     }
 
 

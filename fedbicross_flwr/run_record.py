@@ -111,7 +111,7 @@ def write_metrics(
                 "kind": row.kind,
                 "note": row.note,
                 "bytes_up": row.models_up * model_bytes + row.more_up,
-                "bytes_down": down * model_bytes,
+                "bytes_down": down * model_bytes + row.more_down,
                 "clients": [
                     {"client": one.client, **{p: tidy_scores(s) for p, s in one.scores[key].items()}}
                     for one in sorted(clients, key=lambda one: one.client)

@@ -1,7 +1,7 @@
 """The server's part of a run: takes uploads, runs the method, scores, writes the run folder.
 
 It knows nothing of how messages travel. Flower's strategy and the in-process runner both drive it:
-``accept`` or ``refuse`` each client, ``run_method``, ship ``cluster_model``, ``record`` what comes back,
+``accept`` or ``refuse`` each client, ``run_method``, send each its ``shipment``, ``record`` what comes back,
 ``finish``.
 """
 
@@ -31,6 +31,7 @@ from fedbicross_flwr.rows import rows_of
 from fedbicross_flwr.run_folder import RunFolder, check_folder
 from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metrics, write_run
 from fedbicross_flwr.server_rows import server_scores
+from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site_store import RowScores
 from fedbicross_flwr.uploads import check_subspace, check_upload
 
@@ -159,12 +160,13 @@ class Server:
         write_findings(self.folder, sorted(outcome.assignment), outcome.findings)
         return outcome
 
-    def cluster_model(self, client: int) -> StateDict:
-        """Return the one model that a client is sent in round 2."""
+    def shipment(self, client: int) -> Shipment:
+        """Return what a client is sent in round 2: the one model of its cluster, and images to rehearse."""
         assert self.outcome is not None
-        state = self.outcome.models[self.outcome.assignment[client]]
-        self.clients[client].bytes_received += payload_bytes(state)
-        return state
+        model = self.outcome.models[self.outcome.assignment[client]]
+        shipment = Shipment(model, self.outcome.replay)
+        self.clients[client].bytes_received += shipment.num_bytes
+        return shipment
 
     def record(self, client: int, scores: RowScores) -> None:
         """Take the scores that a client measured in round 2."""
@@ -198,7 +200,8 @@ class Server:
         assert self.outcome is not None
         model_bytes = payload_bytes(self.outcome.models[0])
         more = upload_bytes(uploads[0]) - model_bytes if uploads else 0
-        rows = rows_of(self.config.method, more, self.config.flower.rounds)
+        replayed = Shipment({}, self.outcome.replay).num_bytes
+        rows = rows_of(self.config.method, more, self.config.flower.rounds, replayed)
         write_metrics(self.folder, rows, done, model_bytes, len(uploads))
         records = [self.clients[client] for client in sorted(self.clients)]
         write_run(self.folder, self.config, self.data, records, seconds, self.runner, self.extra)

@@ -92,7 +92,8 @@ class LocalModel:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""``loss(logits (b, C), rows (b,))``: the rows say which images of the training set the logits are of."""
+"""``loss(logits (b, C), rows (b,))``: the rows say which images of the training set the logits are of; with
+companions there are more logits than rows."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,11 @@ def fit(
     generator: torch.Generator,
     compute: Compute,
     after_epoch: Callable[[int], None] = lambda epoch: None,
+    companions: Callable[[], Tensor] | None = None,
 ) -> None:
     """Run SGD over shuffled batches; `after_epoch` is called with 1, 2, ...
+
+    `companions` gives further images for each batch; they follow the batch's own, as do their logits.
 
     Raises
     ------
@@ -200,6 +204,8 @@ def fit(
             batch = images[rows]
             if recipe.augment:
                 batch = crop_and_flip(batch, generator)
+            if companions is not None:
+                batch = torch.cat([batch, companions()])
             optimiser.zero_grad(set_to_none=True)
             last = loss(compute.logits(model, compute.images(batch)), rows)
             last.backward()

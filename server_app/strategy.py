@@ -64,8 +64,10 @@ class OneShot(Strategy):
         messages = []
         for client in sorted(self.server.outcome.assignment):
             if client in self._nodes:
-                arrays = ArrayRecord(dict(self.server.cluster_model(client)))
-                content = RecordDict({"config": config, "arrays": arrays})
+                shipment = self.server.shipment(client)
+                content = RecordDict({"config": config, "arrays": ArrayRecord(dict(shipment.model))})
+                if shipment.replay is not None:
+                    content["replay"] = ArrayRecord(shipment.replay.tensors())
                 messages.append(Message(content, self._nodes[client], f"{MessageType.TRAIN}.personalise"))
             else:
                 self.server.refuse(client, "its node did not come back after the interruption")

@@ -22,7 +22,7 @@ from fedbicross_flwr.cross_cluster import (
     split_indices,
 )
 from fedbicross_flwr.cross_weights import initial_weights
-from fedbicross_flwr.ensemble import Ensemble, class_shares
+from fedbicross_flwr.ensemble import Ensemble, class_shares, ensemble_scores
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import LABELS, Synthesis, invert
 from fedbicross_flwr.methods.fedavg import average_states
@@ -38,6 +38,7 @@ from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import steps_read, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.seeds import derive_seed, torch_generator
+from fedbicross_flwr.shipment import Replay
 
 
 def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
@@ -59,6 +60,7 @@ def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
         syntheses = synthesise_all(round, ensembles, clustering, task)
         inversions += [Inversion(round, k, one.diagnostics) for k, one in enumerate(syntheses)]
         weights.append(replay(round, targets, teachers, syntheses, task))
+    replay_images = made_to_rehearse(teachers, syntheses, task) if task.config.personal.replay else None
     return ServerOutcome(
         tuple(state_of(target.model) for target in targets),
         {upload.client: k for upload, k in zip(uploads, clustering.assignment, strict=True)},
@@ -68,7 +70,18 @@ def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
             torch.cat(weights),
             tuple((one.images.float().cpu(), one.labels) for one in syntheses),
         ),
+        replay_images,
     )
+
+
+def made_to_rehearse(
+    teachers: Sequence[Ensemble], syntheses: Sequence[Synthesis], task: ServerTask
+) -> Replay:
+    """Return the final images of all clusters with their teachers' answers, for stage 3."""
+    pairs = list(zip(teachers, syntheses, strict=True))
+    scores = [ensemble_scores(teacher, one.images.float(), task.compute) for teacher, one in pairs]
+    images = torch.cat([one.images.half().cpu() for one in syntheses])
+    return Replay(images, torch.cat(scores).float().cpu())
 
 
 def find_clusters(uploads: Sequence[ClientUpload], task: ServerTask) -> Clustering:

@@ -17,6 +17,7 @@ from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state
 from fedbicross_flwr.progress import Progress
+from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages
 
 
@@ -117,11 +118,14 @@ class ServerOutcome:
         One a cluster; a global method has one.
     assignment : mapping of int to int
         Client number to index into `models`.
+    replay : Replay, optional
+        Synthetic images that every client is sent besides its model.
     """
 
     models: tuple[StateDict, ...]
     assignment: Mapping[int, int]
     findings: Findings = field(default_factory=Findings)
+    replay: Replay | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Method:
     serve : callable
         ``serve(uploads, task)`` learns the models; the uploads come in the order of the clients' numbers.
     personalise : callable
-        ``personalise(images, shipped, own, task)`` makes a client's personal model on its own images from
+        ``personalise(images, shipment, own, task)`` makes a client's personal model on its own images from
         the model it was sent and from f_i, within stage 3's budget.
     personal_title : str
         What the personal model is called in the table.
@@ -145,6 +149,6 @@ class Method:
 
     title: str
     serve: Callable[[Sequence[ClientUpload], ServerTask], ServerOutcome]
-    personalise: Callable[[LabelledImages, StateDict, StateDict, ClientTask], StateDict]
+    personalise: Callable[[LabelledImages, Shipment, StateDict, ClientTask], StateDict]
     personal_title: str
     kind: str = "baseline"

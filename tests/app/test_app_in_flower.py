@@ -42,7 +42,8 @@ def states_sent(grid: LocalGrid) -> dict[int, dict[str, torch.Tensor]]:
     return {
         grid.nodes[message.metadata.dst_node_id]: dict(record.to_torch_state_dict())
         for message in grid.rounds[1]
-        for record in arrays_of(message).values()
+        for name, record in arrays_of(message).items()
+        if name == "arrays"
     }
 
 
@@ -79,7 +80,7 @@ def test_round_2_sends_the_cluster_s_model_and_takes_back_scores(run: tuple[Path
     clustering = read_json(folder / "clustering.json")
     cluster_of = dict(zip(clustering["clients"], clustering["assignment"], strict=True))
     for message in grid.rounds[1]:
-        assert set(message.content) == {"config", "arrays"}
+        assert set(message.content) == {"config", "arrays", "replay"}
     sent = states_sent(grid)
     assert set(sent) == {0, 1, 2}
     for client, state in sent.items():
@@ -99,7 +100,9 @@ def test_the_record_counts_the_bytes_of_the_arrays(run: tuple[Path, LocalGrid]) 
         record = cast(ArrayRecord, reply.content["arrays"])
         entry = read_json(folder / "run.json")["clients"][client]
         assert entry["bytes_sent"] == sum(array.numpy().nbytes for array in record.values())
-        assert entry["bytes_received"] == payload_bytes(sent[client]) > 0
+        images = cast(ArrayRecord, grid.rounds[1][0].content["replay"]).to_torch_state_dict()
+        assert entry["bytes_received"] == payload_bytes(sent[client]) + payload_bytes(dict(images))
+        assert images["images"].dtype == torch.float16 and len(images["scores"]) == 2 * 12
 
 
 def fail_in(wanted_round: int, wanted_client: int, reason: str) -> Change:

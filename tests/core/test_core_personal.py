@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
-from tiny import CPU, all_equal, blobs, settings, task, tiny_resnet, tiny_spec
+from tiny import CPU, all_equal, blobs, generator, noise, settings, task, tiny_resnet, tiny_spec
 from tiny import one_thread as one_thread
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.distillation import fine_tune, personalise
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import StateDict, load_state, state_of
+from fedbicross_flwr.shipment import Rehearsal, Replay, Shipment
 from fedbicross_flwr.training import LabelledImages, predict_logits
 
 
@@ -34,11 +38,15 @@ def own() -> StateDict:
 
 
 def config(**options: Any) -> RunConfig:
-    return settings(**{"personal__epochs": 2, "personal__lr": 0.02, "client__batch_size": 8} | options)
+    rates = {"personal__lr": 0.02, "personal__fine_tune_lr": 0.02}
+    return settings(**{"personal__epochs": 2, "client__batch_size": 8} | rates | options)
 
 
-def personal(data: LabelledImages | None = None, client: int = 0, **options: Any) -> StateDict:
-    return personalise(blobs(20) if data is None else data, cluster(), own(), task(config(**options), client))
+def personal(
+    data: LabelledImages | None = None, client: int = 0, replay: Replay | None = None, **options: Any
+) -> StateDict:
+    shipment = Shipment(cluster(), replay)
+    return personalise(blobs(20) if data is None else data, shipment, own(), task(config(**options), client))
 
 
 def tuned(start: StateDict, data: LabelledImages | None = None, **options: Any) -> StateDict:
@@ -111,3 +119,73 @@ def test_the_result_depends_on_seed_and_client_alone() -> None:
     torch.manual_seed(4)
     assert all_equal(first, personal())
     assert not all_equal(first, personal(client=1)) and not all_equal(first, personal(seed=1))
+
+
+def replay(count: int = 12) -> Replay:
+    """Synthetic images which the teacher takes for class 1 throughout."""
+    scores = torch.zeros(count, 3)
+    scores[:, 1] = 6.0
+    return Replay(noise(count, 1, 28, 28, seed=7).half(), scores)
+
+
+def test_images_are_rehearsed_only_when_they_came_and_are_wanted() -> None:
+    assert all_equal(personal(), personal(replay=replay(), personal__replay=0.0))
+    assert not all_equal(personal(), personal(replay=replay(), personal__replay=1.0))
+
+
+def test_rehearsal_teaches_what_the_server_s_teacher_says_of_the_images() -> None:
+    def said(state: StateDict) -> float:
+        images = replay().images.float()
+        logits = load_state(tiny_spec(), state).train()(images).detach()
+        return float(logits.softmax(1)[:, 1].mean())
+
+    options: dict[str, Any] = {"personal__epochs": 8, "personal__replay_batch": 8}
+    without = personal(**options, replay=replay(), personal__replay=0.0)
+    assert said(personal(**options, replay=replay(), personal__replay=3.0)) > said(without) + 0.2
+
+
+def test_a_step_with_rehearsal_is_the_formula() -> None:
+    """One SGD step on Eq. 9 plus replay x KL to the server's teacher, all images in one batch."""
+    data, images = blobs(10), replay(4)
+    options: dict[str, Any] = {
+        "personal__epochs": 1, "personal__replay_batch": 4, "personal__replay": 0.7,
+        "personal__replay_temperature": 2.0, "client__batch_size": 16, "client__validation_fraction": 0.0,
+        "client__momentum": 0.0, "client__weight_decay": 0.0,
+    }  # fmt: skip
+    found = load_state(tiny_spec(), personal(data, replay=images, **options))
+    model = load_state(tiny_spec(), cluster()).train()
+    fixed = [predict_logits(load_state(tiny_spec(), state), data.images, CPU) for state in (cluster(), own())]
+    logits = model(torch.cat([data.images, images.images.float()]))
+    mine, rehearsed = logits[:10], logits[10:]
+    loss = torch.nn.functional.cross_entropy(mine, data.labels)
+    for weight, teacher in zip((0.5, 0.3), fixed, strict=True):
+        p = teacher.softmax(1)
+        loss = loss + weight * (p * (p.log() - mine.log_softmax(1))).sum(1).mean()
+    p = (images.scores / 2.0).softmax(1)
+    loss = loss + 0.7 * 4.0 * (p * (p.log() - (rehearsed / 2.0).log_softmax(1))).sum(1).mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    for ours, start, gradient in zip(found.parameters(), model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(ours, start - 0.02 * gradient, rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
+def test_a_rehearsal_draws_without_repeating_and_answers_for_what_it_drew(
+    images: int, count: int, seed: int
+) -> None:
+    scores = torch.arange(images).float().unsqueeze(1)
+    numbered = Replay(scores.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).half(), scores)
+    rehearsal = Rehearsal(numbered, count, generator(seed), CPU.device)
+    for _ in range(3):
+        drawn = rehearsal.draw()
+        assert len(drawn) == min(count, images) == len(drawn[:, 0, 0, 0].unique())
+        assert torch.equal(drawn[:, 0, 0, 0], rehearsal.answers()[:, 0])
+
+
+def test_a_shipment_counts_its_bytes_and_a_damaged_replay_is_refused() -> None:
+    alone, both = Shipment(cluster()), Shipment(cluster(), replay(5))
+    assert both.num_bytes - alone.num_bytes == 5 * (28 * 28 * 2 + 3 * 4)
+    assert len({alone.digest(), both.digest(), Shipment(cluster(), replay(6)).digest()}) == 3
+    with pytest.raises(FedBiCrossError, match="lack 'scores'"):
+        Replay.of({"images": torch.zeros(2, 1, 28, 28)})
+    with pytest.raises(FedBiCrossError, match="2 synthetic images and 3 answers"):
+        Replay.of({"images": torch.zeros(2, 1, 28, 28), "scores": torch.zeros(3, 3)})
