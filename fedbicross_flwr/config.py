@@ -118,15 +118,15 @@ class ClusteringConfig:
     """Stage 1: which clients belong together."""
 
     clusters: int | str = setting(
-        3, "clusters K, or `auto` for the best silhouette", low=1, words=("auto",), source="IV-A: 2-8"
+        2, "clusters K, or `auto` for the best silhouette", low=1, words=("auto",), source="IV-A: 2-8"
     )
     by: str = setting(
-        "outputs",
+        "classifier_norms",
         "`outputs`: predictions on probes; `classifier_bias`: the last layer's bias; `classifier_norms`: the "
         "label distribution that its row norms tell; `parameters`: all weights; `hierarchical`: "
         "agglomerative on all weights; `pacfl`: subspaces of the clients' images, which are a further upload",
         choices=("outputs", "classifier_bias", "classifier_norms", "parameters", "hierarchical", "pacfl"),
-        source="III-A1, IV-C",
+        source="III-A1: outputs, IV-C",
     )
     signature: str = setting(
         "probabilities",
@@ -161,7 +161,7 @@ class TeacherConfig:
         source="III-A1: logits",
     )
     scope: str = setting(
-        "cluster",
+        "federation",
         "who says what a cluster's synthetic images show: its own ensemble F_k, or that of all uploads of "
         "the `federation`",
         choices=("cluster", "federation"),
@@ -184,15 +184,15 @@ class TeacherConfig:
 class InversionConfig:
     """Stage 1: synthetic images from a cluster's ensemble."""
 
-    iterations: int = setting(60, "inversion steps T", low=1, source="IV-A: 500")
-    batch_size: int = setting(64, "synthetic images B of a cluster", low=4, source="IV-A: 256")
+    iterations: int = setting(80, "inversion steps T", low=1, source="IV-A: 500")
+    batch_size: int = setting(96, "synthetic images B of a cluster", low=4, source="IV-A: 256")
     lr: float = setting(0.1, "learning rate of Adam", above=0.0, source="IV-A: 0.05")
     labels: str = setting(
-        "balanced",
+        "classifier_norms",
         "`balanced`: classes in turn; `cluster_prior`: like the cluster's mean prediction on probes; "
         "`classifier_norms`: like the label distribution that its classifiers' row norms tell",
         choices=("balanced", "cluster_prior", "classifier_norms"),
-        source="III-A2",
+        source="III-A2: balanced",
     )
     jitter: int = setting(
         2, "images are rolled by up to this many pixels before the teachers see them", low=0, high=14
@@ -226,7 +226,7 @@ class CrossClusterConfig:
         choices=("learned", "intra", "uniform", "similarity"),
         source="Eq. 8, IV-C",
     )
-    weight_lr: float = setting(0.01, "step eta_w of the weights", low=0.0)
+    weight_lr: float = setting(2e-3, "step eta_w of the weights", low=0.0)
     weight_gradient: str = setting(
         "l2",
         "scale of the weights' gradient: `none`; `l2`, its norm; `cosine`, of the gradients' norms",
@@ -236,7 +236,7 @@ class CrossClusterConfig:
         0.8, "share of the synthetic images for the inner level", above=0.0, high=0.95, source="IV-A"
     )
     temperature: float = setting(4.0, "temperature tau of Eq. 5", above=0.0, source="IV-A: 20")
-    lr: float = setting(0.05, "step eta_G of SGD", above=0.0, source="FedISCA: 1e-3")
+    lr: float = setting(0.01, "step eta_G of SGD", above=0.0, source="FedISCA: 1e-3")
     momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=0.9999, source="FedISCA")
     weight_decay: float = setting(5e-4, "weight decay of SGD", low=0.0, source="FedISCA")
     schedule: str = setting(
@@ -246,7 +246,7 @@ class CrossClusterConfig:
         source="FedISCA: step",
     )
     student_init: str = setting(
-        "average",
+        "federation",
         "G_k starts at `random` weights, at the `average` of its cluster's uploads, at that of all uploads "
         "of the `federation`, or at the upload of the `member` with the most images",
         choices=("random", "average", "federation", "member"),
@@ -266,9 +266,9 @@ class CrossClusterConfig:
         source="Algorithm 1: in_order",
     )
     batch_size: int = setting(
-        0, "images of each source that a step reads, drawn anew; 0 reads all", low=0, source="Algorithm 1: 0"
+        32, "images of each source that a step reads, drawn anew; 0 reads all", low=0, source="Algorithm 1: 0"
     )
-    sweeps: int = setting(3, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
+    sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(
         1,
         "times that fresh noise is inverted and replayed; G_k and w_k go on",
@@ -282,12 +282,18 @@ class PersonalConfig:
     """Stage 3: personalised distillation at the client."""
 
     epochs: int = setting(5, "passes over the client's images", low=0, source="IV-A: 10")
-    lr: float = setting(1e-3, "constant learning rate of SGD", above=0.0, source="IV-A")
+    lr: float = setting(0.02, "learning rate of SGD", above=0.0, source="IV-A: 1e-3")
+    schedule: str = setting(
+        "cosine",
+        "of all that is trained in stage 3",
+        choices=("step", "cosine", "constant"),
+        source="IV-A: constant",
+    )
     gamma: float = setting(0.5, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A")
     delta: float = setting(0.3, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A")
     temperature: float = setting(1.0, "temperature of both KL terms", above=0.0)
     replay: float = setting(
-        1.0,
+        0.5,
         "weight of KL to the server's teacher on the synthetic images, which then travel with the cluster "
         "model; 0 sends none",
         low=0.0,

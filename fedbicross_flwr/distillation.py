@@ -155,14 +155,14 @@ def adapt(
     lr: float,
     companions: Callable[[], Tensor] | None = None,
 ) -> StateDict:
-    """Run stage 3's epochs: the client's recipe at a constant learning rate, without augmentation.
+    """Run stage 3's epochs: the client's recipe with a learning rate of its own, without augmentation.
 
     Every model that is adapted sees the same batches in the same order, so that rows compare.
     """
     settings, local = task.config.personal, task.config.client
     model = task.compute.place(load_state(task.spec, start))
     recipe = Recipe(
-        settings.epochs, lr, local.momentum, local.weight_decay, "constant", local.batch_size, False
+        settings.epochs, lr, local.momentum, local.weight_decay, settings.schedule, local.batch_size, False
     )
 
     def after_epoch(epoch: int) -> None:

@@ -38,7 +38,7 @@ def own() -> StateDict:
 
 
 def config(**options: Any) -> RunConfig:
-    rates = {"personal__lr": 0.02, "personal__fine_tune_lr": 0.02}
+    rates = {"personal__lr": 0.02, "personal__fine_tune_lr": 0.02, "personal__schedule": "constant"}
     return settings(**{"personal__epochs": 2, "client__batch_size": 8} | rates | options)
 
 
@@ -108,9 +108,10 @@ def test_validation_images_are_never_touched(stage: str) -> None:
     assert all(tensor.isfinite().all() for tensor in first.values() if tensor.is_floating_point())
 
 
-def test_the_learning_rate_is_constant_and_there_is_no_augmentation() -> None:
+def test_the_schedule_is_stage_3_s_own_and_there_is_no_augmentation() -> None:
     expected = personal(client__schedule="constant")
     assert all_equal(expected, personal(client__schedule="step", client__augment=True))
+    assert not all_equal(expected, personal(personal__schedule="cosine"))
 
 
 def test_the_result_depends_on_seed_and_client_alone() -> None:
