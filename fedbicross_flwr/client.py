@@ -95,7 +95,9 @@ def controls(
 ) -> RowScores:
     """Return the scores of f_i, and of f_i trained on for stage 3's budget; kept ones are used again."""
     personal = task.config.personal
-    key = short_hash(f"{local_key}/{personal.epochs}/{personal.fine_tune_lr}/{sorted(images.tests)}")
+    key = short_hash(
+        f"{local_key}/{personal.epochs}/{personal.lr}/{personal.schedule}/{sorted(images.tests)}"
+    )
     kept = store.controls(local_key, key)
     if kept is None:
         models = {"local-only": own, "same-budget": fine_tune(images.train, own, task)}

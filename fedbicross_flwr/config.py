@@ -301,12 +301,6 @@ class PersonalConfig:
     )
     replay_batch: int = setting(32, "synthetic images that join each batch", low=1)
     replay_temperature: float = setting(4.0, "temperature of that KL term", above=0.0)
-    fine_tune_lr: float = setting(
-        1e-3,
-        "learning rate of plain fine-tuning: the control, and what follows a global method",
-        above=0.0,
-        source="IV-A",
-    )
 
 
 @dataclass(frozen=True)

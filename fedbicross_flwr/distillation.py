@@ -116,7 +116,7 @@ def personalise(data: LabelledImages, shipment: Shipment, own: StateDict, task: 
         return total
 
     draw = rehearsal.draw if rehearsal is not None else None
-    return adapt(shipment.model, training, loss, "personalisation", task, settings.lr, draw)
+    return adapt(shipment.model, training, loss, "personalisation", task, draw)
 
 
 def rehearse(shipment: Shipment, task: ClientTask) -> Rehearsal | None:
@@ -138,7 +138,7 @@ def fine_tune(data: LabelledImages, start: StateDict, task: ClientTask) -> State
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         return F.cross_entropy(logits, training.labels[rows])
 
-    return adapt(start, training, loss, "fine-tuning", task, task.config.personal.fine_tune_lr)
+    return adapt(start, training, loss, "fine-tuning", task)
 
 
 def fine_tuned(data: LabelledImages, shipment: Shipment, own: StateDict, task: ClientTask) -> StateDict:
@@ -152,17 +152,22 @@ def adapt(
     loss: Loss,
     stage: str,
     task: ClientTask,
-    lr: float,
     companions: Callable[[], Tensor] | None = None,
 ) -> StateDict:
-    """Run stage 3's epochs: the client's recipe with a learning rate of its own, without augmentation.
+    """Run stage 3's epochs: the client's recipe at stage 3's learning rate, without augmentation.
 
     Every model that is adapted sees the same batches in the same order, so that rows compare.
     """
     settings, local = task.config.personal, task.config.client
     model = task.compute.place(load_state(task.spec, start))
     recipe = Recipe(
-        settings.epochs, lr, local.momentum, local.weight_decay, settings.schedule, local.batch_size, False
+        settings.epochs,
+        settings.lr,
+        local.momentum,
+        local.weight_decay,
+        settings.schedule,
+        local.batch_size,
+        False,
     )
 
     def after_epoch(epoch: int) -> None:

@@ -16,7 +16,15 @@ from fedbicross_flwr.settings import parse_override, read_toml, walk
 DECLARED: dict[str, Any] = {key: declared for key, declared, _ in walk(RunConfig())}
 NUMBERS = [key for key, declared in DECLARED.items() if type(declared.default) in (int, float)]
 WORDS = [key for key, declared in DECLARED.items() if declared.metadata["choices"]]
-LOCAL = {"cache", "out", "data.path", "data.root", "data.download", "runtime.reply_timeout", "runtime.server_threads"}
+LOCAL = {
+    "cache",
+    "out",
+    "data.path",
+    "data.root",
+    "data.download",
+    "runtime.reply_timeout",
+    "runtime.server_threads",
+}
 
 
 def complaint(flat: dict[str, Any]) -> str:

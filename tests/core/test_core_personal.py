@@ -38,7 +38,7 @@ def own() -> StateDict:
 
 
 def config(**options: Any) -> RunConfig:
-    rates = {"personal__lr": 0.02, "personal__fine_tune_lr": 0.02, "personal__schedule": "constant"}
+    rates = {"personal__lr": 0.02, "personal__schedule": "constant"}
     return settings(**{"personal__epochs": 2, "client__batch_size": 8} | rates | options)
 
 
