@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,15 +84,22 @@ class Classifier:
         What was built.
     class_names : tuple of str
         Names of the outputs.
+    temperature : float, default 1.0
+        Divides the logits of `predict`; see `fedbicross_flwr.calibration`.
     """
 
     model: nn.Module
     spec: ModelSpec
     class_names: tuple[str, ...]
     compute: Compute
+    temperature: float = 1.0
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return probabilities, float32 (n, C), for uint8 images (n, 28, 28) or (n, 28, 28, channels)."""
+    def predict(self, images: NDArray[np.uint8], *, calibrated: bool = True) -> NDArray[np.float32]:
+        """Return probabilities, float32 (n, C), for uint8 images (n, 28, 28) or (n, 28, 28, channels).
+
+        They are calibrated where the file brings a temperature; with ``calibrated=False`` they are those that
+        a run's scores are computed from. The class with the highest probability is the same.
+        """
         shaped = images[..., None] if images.ndim == 3 else images
         if shaped.ndim != 4 or shaped.shape[1:] != (28, 28, self.spec.channels) or shaped.dtype != np.uint8:
             raise FedBiCrossError(
@@ -99,6 +107,8 @@ class Classifier:
                 f"images of 28x28 pixels with {self.spec.channels} channel(s)"
             )
         logits = predict_logits(self.model, normalise(shaped), self.compute)
+        if calibrated:
+            logits = logits / self.temperature
         probabilities: NDArray[np.float32] = logits.softmax(1).cpu().numpy()
         return probabilities
 
@@ -117,7 +127,10 @@ def load_model(path: Path | str, device: str = "auto") -> Classifier:
         spec = ModelSpec(**json.loads(facts["spec"]))
         names = tuple(json.loads(facts["class_names"]))
         model = load_state(spec, state)
+        temperature = float(facts.get("temperature", "1"))
+        if not 0.0 < temperature < math.inf:
+            raise ValueError(f"temperature = {temperature} is no positive number")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FedBiCrossError(f"{path} does not describe a model of this project: {error}") from error
     compute = Compute(resolve_device(device))
-    return Classifier(compute.place(model).eval(), spec, names, compute)
+    return Classifier(compute.place(model).eval(), spec, names, compute, temperature)

@@ -16,6 +16,7 @@ from fedbicross_flwr.compare.commands import figure, table
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
+from fedbicross_flwr.site_commands import card, predict, site
 
 app = typer.Typer(
     help="One-shot personalised federated learning for medical images, on Flower.",
@@ -87,6 +88,9 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the comparison; one that was begun goes on.")] = Path(
         "comparisons"
     ),
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of Flower's own strategies: flower.rounds.", min=1)
+    ] = None,
     flower: Annotated[
         bool, typer.Option("--flower", help="Each run under Flower and Ray; the numbers are the same.")
     ] = False,
@@ -98,6 +102,8 @@ def compare(
     from fedbicross_flwr.compare.variants import variants_named
 
     base = base_settings(scale, config, settings or [])
+    if rounds is not None:
+        base["flower.rounds"] = rounds
     images = [data_settings(one, data_root) for one in data or [""]]
     folder = out.expanduser().resolve()
     cells = cells_of(base, images, clients, alphas)
@@ -126,6 +132,9 @@ def report(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) 
 
 app.command()(table)
 app.command()(figure)
+app.command()(predict)
+app.command()(card)
+app.add_typer(site, name="site")
 
 
 def data_settings(data: str, root: str) -> dict[str, Scalar]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedbicross_flwr.calibration import validation_temperature
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.errors import FedBiCrossError
@@ -86,7 +87,8 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
         personal = method_named(task.config.method).personalise(images.train, shipment, own.state, task)
         shipped = {"cluster-model": shipment.model, "personal": personal}
         scores = {**controls(images, own.state, local_key, task, store), **score_all(shipped, images, task)}
-    store.save_personal(personal, task.spec, scores, key)
+        temperature = validation_temperature(images.train, personal, task)
+    store.save_personal(personal, task.spec, scores, key, temperature)
     return scores
 
 

@@ -12,23 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.seeds import derive_seed, torch_generator
 from fedbicross_flwr.training import (
-    SCHEDULES,
     Best,
     ClientTask,
     LabelledImages,
     LocalModel,
-    Loss,
     Recipe,
     accuracy,
-    batches,
     check_trainable,
-    crop_and_flip,
+    fit,
     predict_logits,
 )
 
@@ -100,7 +95,8 @@ def train_round(
 
     # The first round draws as round 1 of a one-shot run does.
     order = torch_generator(config.seed, "training", task.client, None if number == 1 else number)
-    fit_epochs(model, training.images, loss, recipe, epochs, order, compute, after_epoch)
+    # The momentum starts anew, as the round's weights do.
+    fit(model, training.images, loss, recipe, order, compute, after_epoch, epochs=epochs)
     chosen, state = best.choice or (len(epochs), state_of(model))
     return LocalModel(state, chosen, tuple(accuracies))
 
@@ -113,50 +109,6 @@ def proximal_term(model: nn.Module, mu: float) -> Callable[[], Tensor]:
         return 0.5 * mu * torch.stack([(now - anchor).square().sum() for now, anchor in anchors]).sum()
 
     return term
-
-
-def fit_epochs(
-    model: nn.Module,
-    images: Tensor,
-    loss: Loss,
-    recipe: Recipe,
-    epochs: range,
-    generator: torch.Generator,
-    compute: Compute,
-    after_epoch: Callable[[int], None],
-) -> None:
-    """Run some epochs of a recipe, as `training.fit` runs all of them.
-
-    The momentum starts anew, as the round's weights do. `after_epoch` is called with the number of epochs
-    that are done of the recipe's.
-
-    Raises
-    ------
-    FedBiCrossError
-        When the loss is no longer finite.
-    """
-    optimiser = torch.optim.SGD(
-        model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    factor = SCHEDULES[recipe.schedule]
-    for epoch in epochs:
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * factor(epoch / recipe.epochs)
-        model.train()
-        last = torch.zeros(())
-        for rows in batches(len(images), recipe.batch_size, generator):
-            rows = rows.to(images.device)
-            batch = crop_and_flip(images[rows], generator) if recipe.augment else images[rows]
-            optimiser.zero_grad(set_to_none=True)
-            last = loss(compute.logits(model, compute.images(batch)), rows)
-            last.backward()
-            optimiser.step()
-        if not torch.isfinite(last.detach()):
-            raise FedBiCrossError(
-                f"training diverged in epoch {epoch + 1} (loss {float(last.detach())}); "
-                f"lower the learning rate {recipe.lr:g}, or the server's in the section flower"
-            )
-        after_epoch(epoch + 1)
 
 
 def training_loss(data: LabelledImages, received: Mapping[str, Tensor], task: ClientTask) -> float:

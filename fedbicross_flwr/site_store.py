@@ -77,9 +77,12 @@ class SiteStore:
         """Return the scores of f_i (known as `local`) that were measured under this key."""
         return read_scores(self.own(local) / f"controls-{key}.json", key)
 
-    def save_personal(self, state: StateDict, spec: ModelSpec, scores: RowScores, key: str) -> None:
-        """Keep the personal model, then the scores: with them, round 2 is done."""
-        save_model(self.folder / "personal.safetensors", spec, state, self.class_names, key=key)
+    def save_personal(
+        self, state: StateDict, spec: ModelSpec, scores: RowScores, key: str, temperature: float = 1.0
+    ) -> None:
+        """Keep the personal model with its temperature, then the scores: with them, round 2 is done."""
+        facts = {"key": key, "temperature": repr(temperature)}
+        save_model(self.folder / "personal.safetensors", spec, state, self.class_names, **facts)
         write_scores(self.folder / "scores.json", scores, key)
 
     def personal_scores(self, key: str) -> RowScores | None:

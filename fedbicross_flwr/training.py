@@ -180,10 +180,12 @@ def fit(
     compute: Compute,
     after_epoch: Callable[[int], None] = lambda epoch: None,
     companions: Callable[[], Tensor] | None = None,
+    epochs: range | None = None,
 ) -> None:
     """Run SGD over shuffled batches; `after_epoch` is called with 1, 2, ...
 
     `companions` gives further images for each batch; they follow the batch's own, as do their logits.
+    `epochs` are those of the recipe's that are run, from 0 on; None runs all. The schedule spans the recipe.
 
     Raises
     ------
@@ -194,7 +196,7 @@ def fit(
         model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     factor = SCHEDULES[recipe.schedule]
-    for epoch in range(recipe.epochs):
+    for epoch in epochs or range(recipe.epochs):
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * factor(epoch / recipe.epochs)
         model.train()

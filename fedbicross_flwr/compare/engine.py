@@ -22,6 +22,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import deal, open_data
 from fedbicross_flwr.files import disk_is_full, write_bytes
 from fedbicross_flwr.methods import method_named
+from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.progress import read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
@@ -81,6 +82,7 @@ def check_runs(runs: Sequence[PlannedRun], flower: bool, out: Path) -> None:
         if run.variant.name.startswith(FLOWER):
             if not flower:
                 raise FedBiCrossError(f"{run.variant.name} runs under Flower only: add --flower")
+            check_rounds(run.config, "flower")
         elif not run.central:
             method_named(run.config.method)
     make_writable(out)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedbicross_flwr.compare.collect import CellRuns, Run
-from fedbicross_flwr.compare.variants import VARIANTS, Variant
+from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS, Variant
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
 from fedbicross_flwr.rows import ROWS
 
@@ -78,7 +78,7 @@ def lines_of(cell: CellRuns) -> tuple[Line, ...]:
     A known variant that was not run stands there with one line and no seeds; Flower's own strategies stand
     there only when they were run.
     """
-    expected = {variant.name: variant for variant in VARIANTS.values() if variant.group != "flower"}
+    expected = {variant.name: variant for variant in VARIANTS.values() if variant.group not in ASKED_FOR}
     present = {variant.name: variant for variant in cell.variants}
     named = {**present, **expected}
     order = [name for name in VARIANTS if name in named]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar
 
-GROUPS = ("one-shot", "ablation", "clustering", "reference", "flower")
+GROUPS = ("one-shot", "ablation", "clustering", "reference", "cluster-count", "flower")
+ASKED_FOR = {"cluster-count", "flower"}
+"""Groups that ``all`` leaves out: they are for a question of their own."""
 CENTRAL = "central"
 FLOWER = "flower:"
 """Names of Flower's own strategies begin so; they need many rounds, and run under Flower only."""
@@ -37,7 +39,7 @@ class Variant:
         As ``--methods`` takes it; also the name of its folder.
     title : str
         As printed.
-    group : {"one-shot", "ablation", "clustering", "reference", "flower"}
+    group : {"one-shot", "ablation", "clustering", "reference", "cluster-count", "flower"}
         Which table it belongs to.
     overrides : mapping of str to bool, int, float or str
         The settings that it differs in from all others, by flat key.
@@ -87,6 +89,7 @@ _ALL = (
         1,
         "All clients are one cluster; then personal distillation.",
     ),
+    _by("outputs", "K-means on the models' predictions on probes, as in the paper."),
     _by("parameters", "K-means on the models' weights."),
     _by("hierarchical", "Agglomerative clustering of the models' weights."),
     _by("pacfl", "Principal angles between subspaces of the clients' images, which clients send as well."),
@@ -96,6 +99,12 @@ _ALL = (
         "reference",
         {"method": CENTRAL},
         "One model trained on the images of all clients together: what federated learning goes without.",
+    ),
+    *(
+        _of_fedbicross(
+            f"K{k}", f"K = {k}", "cluster-count", "clustering.clusters", k, f"With {k} cluster(s)."
+        )
+        for k in range(1, 9)
     ),
     *(
         Variant(
@@ -119,7 +128,8 @@ def variants_named(text: str) -> list[Variant]:
     Parameters
     ----------
     text : str
-        Names with commas between them; ``all`` stands for every variant but Flower's own strategies.
+        Names with commas between them; ``all`` stands for every variant but Flower's own strategies and
+        the study of K.
 
     Raises
     ------
@@ -130,7 +140,7 @@ def variants_named(text: str) -> list[Variant]:
     chosen: set[str] = set()
     for word in words:
         if word == "all":
-            chosen |= {variant.name for variant in _ALL if variant.group != "flower"}
+            chosen |= {variant.name for variant in _ALL if variant.group not in ASKED_FOR}
         elif word in VARIANTS:
             chosen.add(word)
         else:

@@ -22,7 +22,7 @@ from fedbicross_flwr.compare import central as central_module
 from fedbicross_flwr.compare import engine
 from fedbicross_flwr.compare.engine import FAILED, Failure, Pace, check_runs, make_runs
 from fedbicross_flwr.compare.plan import PlannedRun, base_settings, cells_of, plan_runs
-from fedbicross_flwr.compare.variants import FLOWER, GROUPS, VARIANTS, variants_named
+from fedbicross_flwr.compare.variants import ASKED_FOR, GROUPS, VARIANTS, variants_named
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import open_data
@@ -127,7 +127,7 @@ def test_cells_are_all_combinations_and_say_so() -> None:
 def test_variants_keep_the_order_of_the_tables_and_all_leaves_flower_out() -> None:
     assert [one.name for one in variants_named("fedbicross, fedavg,fedavg")] == ["fedavg", "fedbicross"]
     named = variants_named("all")
-    assert [one.name for one in named] == [name for name in VARIANTS if not name.startswith(FLOWER)]
+    assert [one.name for one in named] == [n for n, one in VARIANTS.items() if one.group not in ASKED_FOR]
     assert variants_named("flower:Krum,all")[-1].name == "flower:Krum"
     assert {one.group for one in VARIANTS.values()} == set(GROUPS)
 
@@ -471,7 +471,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_runs(
     shutil.copytree(made.out / CELL / "fedbicross", out / CELL / "fedbicross")
     before = checksums(out)
     answer = command("--methods", "fedavg,fedbicross", "--set", "personal.lr=0.5", "--out", str(out))
-    assert answer.status == 2 and "personal.lr = 0.001" in answer.error and "--out" in answer.error
+    assert answer.status == 2 and "personal.lr = 0.02" in answer.error and "--out" in answer.error
     assert checksums(out) == before
 
 

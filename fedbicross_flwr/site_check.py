@@ -1,0 +1,216 @@
+"""Judges a site's own images before anything is sent: what is wrong, and what would leave the site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.evaluation import METRICS
+from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.models import ModelSpec, build_model
+from fedbicross_flwr.report.units import count, human_bytes
+from fedbicross_flwr.site_findings import Findings, look_at_folder, look_at_packed, named
+from fedbicross_flwr.training import LabelledImages
+
+FEW: Final = 10
+"""Training images below which a class is pointed out."""
+
+SCORED_MODELS: Final = 4
+"""Models whose scores a site sends: its own, its own trained on, the received one and the personal one."""
+
+STAYS: Final = (
+    "images, labels, file names, and how many images of each class there are",
+    "the personal model, its temperature, its scores of single images and its predictions",
+    "this report",
+)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """One thing that would leave the site: when, what, and how much."""
+
+    when: str
+    what: str
+    amount: str
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """The findings, the classes in their order, and what would leave; nothing where that is not known."""
+
+    found: Findings
+    classes: tuple[str, ...]
+    leaving: tuple[Leaving, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Return whether the site can take part as it is."""
+        return not self.found.problems
+
+
+def check_site(path: Path, config: RunConfig, classes: Sequence[str] | None = None) -> SiteReport:
+    """Look at a site's folder or .npz file; every image is read, nothing is written or sent.
+
+    Parameters
+    ----------
+    path : Path
+        As `fedbicross_flwr.data.site.open_site` takes it.
+    config : RunConfig
+        The federation's settings: the network, and how many images are kept for validation.
+    classes : sequence of str, optional
+        The federation's classes in their order, if they are known.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the configured network is unknown. What is wrong with the data is in the report.
+    """
+    path, found = path.expanduser(), Findings()
+    if not path.exists():
+        found.problems.append(
+            f"{path}: no such file or folder; give an .npz file or a folder with train/<class>/"
+        )
+        return SiteReport(found, (), ())
+    own = look_at_folder(path, found) if path.is_dir() else look_at_packed(path, found, classes)
+    if own:
+        check_counts(path, own, config, found)
+        check_names(own, classes, found)
+        check_duplicates(found)
+    number = len(classes or own)
+    known = number > 1 and found.channels > 0
+    return SiteReport(found, own, what_leaves(found, config, number) if known else ())
+
+
+def read_classes(given: str) -> tuple[str, ...]:
+    """Return class names from a file, one a line, or from text with commas between them.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it is neither, or names fewer than two classes or one twice.
+    """
+    path = Path(given).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if "," not in given else given.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FedBiCrossError(
+            f"--classes {given!r} is no file of text that can be read ({error}); give a file with one class "
+            "a line, or names with commas between them"
+        ) from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or len(names) < 2:
+        found = f"{twice[0]!r} twice" if twice else count(len(names), "class", "classes")
+        raise FedBiCrossError(f"--classes {given!r} names {found}; give every class of the federation once")
+    return names
+
+
+def check_counts(path: Path, own: Sequence[str], config: RunConfig, found: Findings) -> None:
+    """Hold the numbers of images against what training needs."""
+    numbers = {name: training_images(found, name) for name in own}
+    if len(own) < 2:
+        found.problems.append(f"{path}: one class ('{own[0]}') in it; at least two classes are needed")
+    for name, number in numbers.items():
+        if not number:
+            found.problems.append(
+                f"class '{name}' has no training image that can be used; every class needs some"
+            )
+        elif number < FEW:
+            found.notes.append(f"class '{name}' has {count(number, 'training image')}, fewer than {FEW}")
+    present = sum(number > 0 for number in numbers.values())
+    if 1 < present < config.client.min_classes:
+        found.problems.append(
+            f"{path}: training images of {present} classes, but client.min_classes = "
+            f"{config.client.min_classes}; add images of other classes"
+        )
+    if not found.images.get("test"):
+        found.notes.append("no test images: nothing would be scored at this site")
+
+
+def training_images(found: Findings, name: str | None = None) -> int:
+    """Return the number of images that can be trained on, validation included; of one class or of all."""
+    splits = [found.images[split] for split in ("train", "val") if split in found.images]
+    return sum(images[name] if name is not None else images.total() for images in splits)
+
+
+def check_names(own: Sequence[str], classes: Sequence[str] | None, found: Findings) -> None:
+    """Hold the class names, and their order, against the federation's."""
+    if classes is None:
+        found.notes.append("the federation's classes were not given (--classes), so names are not compared")
+        return
+    strangers = [name for name in own if name not in classes]
+    absent = [name for name in classes if name not in own]
+    for name in strangers:
+        near = near_names(name, absent) or near_names(name, classes)
+        found.problems.append(f"class '{name}' is none of the federation's{near}")
+    # A name that was only misspelt is told once.
+    missing = [name for name in absent if not any(near_names(stranger, [name]) for stranger in strangers)]
+    for name in missing:
+        found.problems.append(f"class '{name}' of the federation is not here; every class needs some images")
+    if not strangers and not absent and tuple(own) != tuple(classes):
+        found.problems.append(
+            f"the classes are numbered in the order {', '.join(own)}, but in the federation "
+            f"{', '.join(classes)}: label 0 would mean two things; a folder's are in the order of their names"
+        )
+
+
+def check_duplicates(found: Findings) -> None:
+    """Find test images that are also trained on, by the digest of their pixels."""
+    trained = {digest: where for split in ("train", "val") for where, digest in found.prints.get(split, [])}
+    same = [
+        f"{where} = {trained[digest]}" for where, digest in found.prints.get("test", []) if digest in trained
+    ]
+    if same:
+        found.problems.append(
+            f"{count(len(same), 'test image')} also among the training images, which makes the scores too "
+            f"good; remove them from one of the two: {named(same)}"
+        )
+
+
+def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[Leaving, ...]:
+    """Return everything that the site would send, with its size.
+
+    Parameters
+    ----------
+    found : Findings
+        With the channels known.
+    config : RunConfig
+        The federation's settings.
+    num_classes : int
+        The federation's classes C.
+    """
+    spec = ModelSpec.of(config, num_classes, found.channels)
+    with torch.device("meta"):
+        state = build_model(spec, seed=0).state_dict()
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    model = f"the {len(state)} arrays of the trained {spec.name} of width {spec.width}"
+    images = training_images(found)
+    tests = found.images["test"].total() if "test" in found.images else 0
+    empty = torch.empty(images)
+    _, validation = LabelledImages(empty, empty).split(config.client.validation_fraction)
+    rounds = f"each of {config.flower.rounds} rounds" if is_flower(config.method) else "round 1"
+    leaving = [
+        Leaving(rounds, model, f"{human_bytes(total)} ({total:,} bytes)"),
+        Leaving(rounds, "the number of training images", f"{images:,}"),
+    ]
+    if is_flower(config.method):
+        leaving.append(Leaving(rounds, "the mean loss on the training images, if asked for", "1 number"))
+    else:
+        leaving.append(Leaving(rounds, f"the accuracy on {len(validation):,} validation images", "1 number"))
+    if config.clustering.by == "pacfl" and config.method == "fedbicross":
+        rank, pixels = config.clustering.pacfl_rank, spec.channels * 28 * 28
+        size = human_bytes(4 * num_classes * pixels * rank)
+        leaving.append(Leaving(rounds, f"{rank} directions of the images of each class (PACFL)", size))
+    scores = f"{len(METRICS) * SCORED_MODELS} numbers" if tests else "nothing: there are no test images"
+    what = f"{SCORED_MODELS} models' scores on {tests:,} test images: {', '.join(METRICS)}"
+    return (
+        *leaving,
+        Leaving("last round", what.replace("_", " "), scores),
+        Leaving("any round", "why the site cannot take part, if it cannot", "one line"),
+    )

@@ -1,0 +1,216 @@
+"""Reads all of a site's own images and gathers whatever is wrong, for `fedbicross_flwr.site_check`.
+
+The readers in `fedbicross_flwr.data` stop at the first thing that is wrong; these use their pieces and go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbicross_flwr.data.folder import _COLOUR_MODES, _GRAY_MODES, SUFFIXES, _opened, _subfolders
+from fedbicross_flwr.data.npz import array_names, read_array
+from fedbicross_flwr.data.packed import (
+    _check_images,
+    _present_splits,
+    _read_class_names,
+    _read_labels,
+    check_classes,
+)
+from fedbicross_flwr.data.source import IMAGE_SIZE
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.report.units import count
+
+SPLITS: Final = ("train", "val", "test")
+NAMED: Final = 20
+"""Files that one line names; of more, it gives the number."""
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Findings:
+    """What was found; filled while looking.
+
+    Parameters
+    ----------
+    images : dict
+        Split -> class -> images that can be used.
+    sizes : Counter
+        Images by size, such as ``28x28``.
+    channels : int
+        1 or 3; 0 while no image could be read.
+    prints : dict
+        Split -> (where an image is, digest of its pixels in RGB).
+    problems : list of str
+        One line each: the data cannot be used before they are mended.
+    notes : list of str
+        One line each: worth knowing, no hindrance.
+    """
+
+    images: dict[str, Counter[str]] = field(default_factory=dict)
+    sizes: Counter[str] = field(default_factory=Counter)
+    channels: int = 0
+    prints: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, look: Callable[[], Result]) -> Result | None:
+        """Return what `look` returns; if it refuses the data, note that as a problem and return None."""
+        try:
+            return look()
+        except FedBiCrossError as error:
+            self.problems.append(str(error))
+            return None
+
+    def blame(self, files: Sequence[str], what: str) -> None:
+        """Note a problem of several files in one line; without files there is none."""
+        if files:
+            self.problems.append(f"{count(len(files), 'file')} {what}: {named(files)}")
+
+
+def named(words: Iterable[str], limit: int = NAMED) -> str:
+    """Return words with commas between them, and how many more than `limit` there are."""
+    everything = list(words)
+    rest = len(everything) - limit
+    return ", ".join(everything[:limit]) + (f", and {rest:,} more" if rest > 0 else "")
+
+
+def look_at_folder(path: Path, found: Findings) -> tuple[str, ...]:
+    """Read every image of a folder, and return its classes."""
+    if not (path / "train").is_dir():
+        found.problems.append(
+            f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
+        )
+        return ()
+    classes = tuple(folder.name for folder in _subfolders(path / "train"))
+    look = FolderLook(path, found)
+    for split in (split for split in SPLITS if (path / split).is_dir()):
+        found.images[split], found.prints[split] = Counter(), []
+        for entry in sorted((path / split).iterdir()):
+            if entry.is_dir() and not entry.name.startswith("."):
+                look.at_class(split, entry)
+            else:
+                look.pass_over(entry)
+        for stranger in sorted(found.images[split].keys() - set(classes)):
+            found.problems.append(
+                f"{path / split}: class '{stranger}' has no folder in train{near_names(stranger, classes)}"
+            )
+    look.conclude()
+    return classes
+
+
+@dataclass
+class FolderLook:
+    """The files of one folder, sorted by what is wrong with them."""
+
+    path: Path
+    found: Findings
+    broken: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
+    deep: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+
+    def at_class(self, split: str, folder: Path) -> None:
+        """Look at the files of one class."""
+        self.found.images[split][folder.name] = 0
+        for file in sorted(folder.iterdir()):
+            if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+                self.pass_over(file)
+            elif (print_ := self.at_image(file)) is not None:
+                self.found.images[split][folder.name] += 1
+                self.found.prints[split].append((self.name(file), print_))
+
+    def at_image(self, file: Path) -> bytes | None:
+        """Return the digest of an image's pixels, or None when it cannot be used."""
+        try:
+            with _opened(file) as image:
+                image.load()
+                self.found.sizes[f"{image.width}x{image.height}"] += 1
+                if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+                    self.misfits.append(f"{self.name(file)} ({image.width}x{image.height})")
+                elif image.mode not in (*_GRAY_MODES, *_COLOUR_MODES):
+                    self.deep.append(f"{self.name(file)} (mode {image.mode})")
+                else:
+                    pixels = np.asarray(image.convert("RGB"))
+                    self.modes["gray" if image.mode in _GRAY_MODES else "colour"] += 1
+                    return fingerprint(pixels)
+        except FedBiCrossError:
+            self.broken.append(self.name(file))
+        return None
+
+    def name(self, file: Path) -> str:
+        """Return a file's name below the folder."""
+        return file.relative_to(self.path).as_posix()
+
+    def pass_over(self, entry: Path) -> None:
+        """Remember what no reader looks at; hidden files are nobody's concern."""
+        if not entry.name.startswith("."):
+            self.passed.append(self.name(entry))
+
+    def conclude(self) -> None:
+        """Turn what was sorted into problems and notes."""
+        found, size = self.found, f"{IMAGE_SIZE}x{IMAGE_SIZE}"
+        found.blame(self.broken, "cannot be read as an image; replace or remove")
+        found.blame(self.misfits, f"of another size; resize to {size} pixels")
+        found.blame(self.deep, "without 8 bits a channel; save as grayscale or RGB with 8 bits")
+        if self.passed:
+            found.notes.append(
+                f"passed over, as not in a class folder or without an ending of {', '.join(SUFFIXES)}: "
+                f"{named(self.passed)}"
+            )
+        gray, colour = self.modes["gray"], self.modes["colour"]
+        found.channels = 3 if colour else 1 if gray else 0
+        if gray and colour:
+            found.notes.append(f"{gray:,} of {gray + colour:,} images are grayscale; all are read as RGB")
+
+
+def look_at_packed(path: Path, found: Findings, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Read every image of an .npz file, and return its classes: the federation's where it names none."""
+    arrays = found.attempt(lambda: array_names(path))
+    splits = found.attempt(partial(_present_splits, path, arrays)) if arrays is not None else None
+    if arrays is None or splits is None:
+        return ()
+    channels: dict[str, int] = {}
+    labels: dict[str, NDArray[np.int64]] = {}
+    for split in splits:
+        kind = found.attempt(partial(_check_images, path, split))
+        values = found.attempt(partial(_read_labels, path, split))
+        if kind is not None and values is not None:
+            channels[split], labels[split] = kind, values
+    if len(set(channels.values())) > 1:
+        has = ", ".join(f"{split}_images has {number}" for split, number in channels.items())
+        found.problems.append(f"{path}: the splits differ in channels ({has}); save them all alike")
+    given = found.attempt(lambda: _read_class_names(path)) if "class_names" in arrays else classes
+    if len(labels) < len(splits):
+        return ()
+    train = np.concatenate([labels[split] for split in splits if split != "test"])
+    test = labels.get("test", np.empty(0, np.int64))
+    own = found.attempt(lambda: check_classes(path, train, test, given))
+    if own is None:
+        return ()
+    found.channels = channels["train"]
+    for split in splits:
+        found.images[split] = Counter(own[label] for label in labels[split].tolist())
+        pixels = found.attempt(partial(read_array, path, f"{split}_images"))
+        if pixels is not None:
+            found.sizes[f"{IMAGE_SIZE}x{IMAGE_SIZE}"] += len(pixels)
+            found.prints[split] = [(f"{split} {row}", fingerprint(one)) for row, one in enumerate(pixels)]
+    if "class_names" not in arrays:
+        found.notes.append(f"{path}: no class_names in it; labels 0, 1, ... are taken to be {', '.join(own)}")
+    return own
+
+
+def fingerprint(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a digest of an image, (28, 28), (28, 28, 1) or (28, 28, 3); gray ones are compared as RGB."""
+    shaped = pixels.reshape(IMAGE_SIZE, IMAGE_SIZE, -1)
+    return hashlib.sha256(np.broadcast_to(shaped, (IMAGE_SIZE, IMAGE_SIZE, 3)).tobytes()).digest()
