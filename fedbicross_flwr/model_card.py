@@ -65,9 +65,9 @@ Its classes, in the order of its outputs:
 ## Intended use
 
 Research on federated learning: comparing methods, and studying at the site what such a model answers. It
-takes uint8 images of 28×28 pixels with {{ channels }} channel(s), prepared as the site's training images were,
-and gives a probability to each of the classes above. It has no answer for anything else: an image of another
-kind is given one of these classes all the same.
+takes uint8 images of 28×28 pixels with {{ channels }} channel(s), prepared as the site's training images
+were, and gives a probability to each of the classes above. It has no answer for anything else: an image of
+another kind is given one of these classes all the same.
 
 ## Scores
 {% if scores %}
@@ -88,7 +88,7 @@ No scores of this model are kept beside its file.
 The model's temperature is 1: its probabilities are not calibrated.
 {%- else %}
 The probabilities that the model answers are calibrated: its logits are divided by the temperature
-{{ "%.4g" | format(temperature) }}, fitted on the site's validation images. That changes the class of no answer.
+{{ "%.4g" | format(temperature) }}, fitted on the site's validation images. It changes the class of no answer.
 {%- endif %}
 
 ## Limits

@@ -25,7 +25,7 @@ SCORED_MODELS: Final = 4
 """Models whose scores a site sends: its own, its own trained on, the received one and the personal one."""
 
 STAYS: Final = (
-    "images, labels, file names, and how many images of each class there are",
+    "images, labels, and how many images of each class there are",
     "the personal model, its temperature, its scores of single images and its predictions",
     "this report",
 )
@@ -212,5 +212,5 @@ def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[L
     return (
         *leaving,
         Leaving("last round", what.replace("_", " "), scores),
-        Leaving("any round", "why the site cannot take part, if it cannot", "one line"),
+        Leaving("any round", "why the site cannot take part, if it cannot; may name a file", "one line"),
     )

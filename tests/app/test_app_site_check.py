@@ -1,0 +1,280 @@
+"""``fedbicross site check``: each planted problem is found, all in one go, and what would leave is told."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import checksums, save_site, tiny
+from test_app_bad_input import Answer, save_folder
+
+from fedbicross_flwr import cli
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.models import ModelSpec, build_model, state_of
+from fedbicross_flwr.site_check import SiteReport, check_site, read_classes
+
+CLASSES = ("class-0", "class-1", "class-2")
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """``fedbicross site check`` with more words, on a wide terminal."""
+
+    def run(*words: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["fedbicross", "site", "check", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return Answer(left.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """36 training and 12 test images of three classes, in which nothing is wrong."""
+    return save_folder(tmp_path / "clinic")
+
+
+def checked(path: Path, classes: tuple[str, ...] | None = CLASSES) -> SiteReport:
+    return check_site(path, tiny(), classes)
+
+
+def problem(path: Path, *words: str, classes: tuple[str, ...] | None = CLASSES) -> None:
+    """The check finds one problem, told in one line with all the words."""
+    (line,) = checked(path, classes).found.problems
+    assert "\n" not in line
+    for word in words:
+        assert word in line, line
+
+
+# --- nothing wrong
+
+
+def test_good_data_is_told_as_it_is(command: Command, folder: Path) -> None:
+    before = checksums(folder)
+    answer = command(folder, "--classes", ", ".join(CLASSES))
+    assert answer.status == 0 and answer.error == "", answer
+    for line in (r"class-1\s+12\s+4\b", r"all\s+36\s+12\b", "48 of 28x28; channels: 1", "can be used"):
+        assert re.search(line, answer.output), answer.output
+    assert "note:" not in answer.output
+    assert checksums(folder) == before
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_would_leave_is_the_network_s_own_size(tmp_path: Path, channels: int) -> None:
+    shape = (28, 28) if channels == 1 else (28, 28, 3)
+    images = np.random.default_rng(1).integers(0, 256, (48, *shape), dtype=np.uint8)
+    path = save_site(tmp_path / "own.npz", train_images=images[:36], test_images=images[36:])
+    state = state_of(build_model(ModelSpec("resnet18", 3, channels, 2, "small"), 0))
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    report = checked(path, None)
+    assert report.usable
+    told = {one.what: one.amount for one in report.leaving}
+    assert f"{total:,} bytes" in told[f"the {len(state)} arrays of the trained resnet18 of width 2"]
+    assert told["the number of training images"] == "36"
+    assert "the accuracy on 3 validation images" in told
+    assert any("12 test images" in what and amount == "20 numbers" for what, amount in told.items())
+
+
+def test_what_a_configuration_lets_leave_is_told(command: Command, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[model]\nwidth = 4\n[clustering]\nby = 'pacfl'\npacfl_rank = 2\n")
+    answer = command(folder, "--config", tmp_path / "run.toml")
+    assert "of width 4" in answer.output
+    assert re.search(r"2 directions of the images of each class \(PACFL\)\s+18\.8 kB", answer.output)
+    assert "were not given (--classes)" in answer.output
+
+
+# --- each problem alone
+
+
+def test_unreadable_images_are_all_named(folder: Path) -> None:
+    names = ["train/class-1/001.png", "train/class-2/002.png", "test/class-0/000.png"]
+    for name in names[:2]:
+        (folder / name).write_text("no image")
+    (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:300])
+    problem(folder, "3 files cannot be read", *names)
+
+
+def test_of_many_unreadable_images_the_number_is_told(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "clinic", train=90)
+    broken = sorted((folder / "train" / "class-1").iterdir())[:25]
+    for file in broken:
+        file.write_text("no image")
+    problem(folder, "25 files cannot be read", broken[0].name, "and 5 more")
+    assert checked(folder).found.images["train"]["class-1"] == 5
+
+
+def test_images_of_other_sizes_and_depths_are_named(folder: Path) -> None:
+    Image.new("L", (30, 28)).save(folder / "train" / "class-0" / "000.png")
+    problem(folder, "1 file of another size", "train/class-0/000.png (30x28)", "28x28")
+    Image.fromarray(np.zeros((28, 28), np.uint16)).save(folder / "train" / "class-0" / "000.png")
+    problem(folder, "without 8 bits", "000.png (mode I;16)")
+
+
+def test_a_class_by_another_name_is_told_with_the_near_one(folder: Path) -> None:
+    federation = ("class_0", "class-1", "class-2")
+    problem(folder, "'class-0' is none of the federation's", "did you mean class_0?", classes=federation)
+
+
+def test_a_class_that_the_federation_has_and_the_site_has_not(folder: Path) -> None:
+    problem(folder, "'other' of the federation is not here", classes=(*CLASSES, "other"))
+
+
+def test_a_class_that_the_federation_has_not(folder: Path) -> None:
+    problem(folder, "'class-2' is none of the federation's", classes=CLASSES[:2])
+
+
+def test_another_order_of_the_classes_is_a_problem(folder: Path) -> None:
+    problem(folder, "in the order class-0, class-1, class-2", "class-2, class-1", classes=CLASSES[::-1])
+
+
+def test_a_test_class_without_training_images(folder: Path) -> None:
+    (folder / "test" / "class-0").rename(folder / "test" / "klass-0")
+    problem(folder, "'klass-0' has no folder in train", "did you mean class-0")
+
+
+def test_a_class_without_images(folder: Path) -> None:
+    for file in (folder / "train" / "class-1").iterdir():
+        file.unlink()
+    problem(folder, "'class-1' has no training image")
+
+
+def test_a_single_class(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(generator.integers(0, 256, (28, 28), dtype=np.uint8)).save(
+        tmp_path / "train" / "a" / "0.png"
+    )
+    problem(tmp_path, "one class ('a')", classes=None)
+
+
+def test_a_test_image_that_is_trained_on_is_found_under_any_name_and_format(folder: Path) -> None:
+    with Image.open(folder / "train" / "class-1" / "004.png") as image:
+        image.convert("RGB").save(folder / "test" / "class-1" / "new.bmp")
+    problem(folder, "1 test image also", "test/class-1/new.bmp = train/class-1/004.png")
+
+
+def test_a_class_of_few_images_is_a_note(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "clinic")
+    for file in sorted((folder / "train" / "class-1").iterdir())[3:]:
+        file.unlink()
+    report = checked(folder)
+    assert report.usable
+    assert [note for note in report.found.notes if "class-1" in note and "3 training images" in note]
+
+
+def test_files_that_are_passed_over_and_a_mix_of_colours_are_notes(folder: Path) -> None:
+    (folder / "train" / "class-0" / "notes.txt").write_text("x")
+    (folder / "train" / "stray.png").write_text("x")
+    (folder / "train" / "class-0" / ".hidden.png").write_text("x")
+    Image.new("RGB", (28, 28), "red").save(folder / "train" / "class-0" / "red.png")
+    report = checked(folder)
+    assert report.usable and report.found.channels == 3
+    notes = "\n".join(report.found.notes)
+    assert "train/class-0/notes.txt" in notes and "train/stray.png" in notes and ".hidden" not in notes
+    assert "48 of 49 images are grayscale" in notes
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    problem(tmp_path / "absent", "no such file")
+    problem(tmp_path, "no folder 'train'")
+
+
+# --- an .npz file
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"train_images": np.zeros((36, 32, 32), np.uint8)}, ("train_images", "32x32")),
+        ({"test_images": np.zeros((12, 28, 28), np.float32)}, ("test_images is float32",)),
+        ({"test_labels": np.full(12, 3)}, ("test label 3",)),
+        ({"train_labels": np.zeros(36, np.int64)}, ("class 1 (class-1) has no training image",)),
+        ({"train_labels": None}, ("missing train_labels",)),
+        ({"class_names": np.array(["class-0", "class-1", "klass-2"])}, ("'klass-2'", "did you mean class-2")),
+        ({"class_names": np.array(CLASSES[::-1])}, ("in the order class-2",)),
+    ],
+)
+def test_a_problem_of_a_file_is_found(tmp_path: Path, arrays: dict[str, Any], words: tuple[str, ...]) -> None:
+    problem(save_site(tmp_path / "own.npz", **arrays), *words)
+
+
+def test_a_file_without_class_names_takes_the_federation_s(tmp_path: Path) -> None:
+    path = save_site(tmp_path / "own.npz")
+    report = checked(path)
+    assert report.usable and report.classes == CLASSES
+    assert report.found.images["train"] == dict.fromkeys(CLASSES, 12)
+    problem(path, "class_names lists 2 classes", classes=CLASSES[:2])
+
+
+def test_a_row_that_is_trained_on_and_tested_on(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (48, 28, 28), dtype=np.uint8)
+    images[36 + 5] = images[17]
+    path = save_site(tmp_path / "own.npz", train_images=images[:36], test_images=images[36:])
+    problem(path, "1 test image also", "test 5 = train 17")
+
+
+def test_both_problems_of_a_file_are_told(tmp_path: Path) -> None:
+    path = save_site(
+        tmp_path / "own.npz",
+        train_images=np.zeros((36, 32, 32), np.uint8),
+        test_labels=np.zeros(12, np.float32),
+    )
+    assert len(checked(path).found.problems) == 2
+    path.write_bytes(path.read_bytes()[:2000])
+    problem(path, "cut short")
+
+
+# --- all at once, and the command
+
+
+def test_all_problems_are_told_at_once_a_line_each(command: Command, folder: Path) -> None:
+    (folder / "train" / "class-1" / "001.png").write_text("no image")
+    Image.new("L", (30, 28)).save(folder / "test" / "class-0" / "000.png")
+    (folder / "test" / "class-2" / "same.png").write_bytes(
+        (folder / "train" / "class-2" / "002.png").read_bytes()
+    )
+    answer = command(folder, "--classes", "klass-0,class-1,class-2")
+    lines = answer.error.strip().splitlines()
+    assert answer.status == 2 and len(lines) == 4, answer
+    assert all(line.startswith("error: ") for line in lines)
+    for word in ("001.png", "000.png (30x28)", "same.png = train/class-2/002.png", "did you mean klass-0"):
+        assert sum(word in line for line in lines) == 1, word
+    assert "can be used." not in answer.output and "What never leaves" in answer.output
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(command: Command, folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / split / "class-1").rename(folder / split / "[bold]x")
+    answer = command(folder)
+    assert answer.status == 0 and "[bold]x" in answer.output
+
+
+def test_classes_come_from_a_file_or_from_text(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes("\ufeffü, or u\n\n b \r\nc".encode())
+    assert read_classes(str(tmp_path / "classes.txt")) == ("ü, or u", "b", "c")
+    assert read_classes("a, b ,c") == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("absent.txt", "No such file"), (".", "no file of text"), ("a,", "1 class"), ("a,b,a", "'a' twice")],
+)
+def test_classes_that_cannot_be_read_are_one_line(
+    command: Command, folder: Path, given: str, words: str
+) -> None:
+    command(folder, "--classes", given).is_refusal("--classes", given, words)
+    with pytest.raises(FedBiCrossError):
+        read_classes(given)
