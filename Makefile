@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+CORES  := $(shell getconf _NPROCESSORS_ONLN)
 # Flower itself depends on uv, so the lock already says which one.
 UV     := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements.lock)
 
@@ -32,8 +33,10 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## the whole method under `flwr run` on Ray: 5 clients, two rounds, a report
 	@$(BIN)/fedbicross simulate
 
+# Side by side, a file at a time and one thread each; then what starts Ray, which wants the cores to itself.
 test: $(READY) ## the whole test suite
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses $(CORES) --dist loadfile
+	@$(BIN)/python -m pytest -m ray
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
