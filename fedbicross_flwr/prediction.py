@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedbicross_flwr.artifacts import Classifier, load_model
-from fedbicross_flwr.data.folder import _GRAY_MODES, FolderSource, _check_image
+from fedbicross_flwr.data.folder import GRAY_MODES, FolderSource, check_image
 from fedbicross_flwr.data.npz import array_names, read_array, read_header
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo
 from fedbicross_flwr.errors import FedBiCrossError
@@ -113,7 +113,7 @@ def folder_batch(folder: Path) -> Batch:
     )
     if not files:
         raise FedBiCrossError(f"{folder}: no image in it; give a folder of images or an .npz file")
-    channels = 1 if {_check_image(file) for file in files} <= {*_GRAY_MODES} else 3
+    channels = 1 if {check_image(file) for file in files} <= {*GRAY_MODES} else 3
     info = DatasetInfo(folder.name, (), channels, IMAGE_SIZE, "", str(folder))
     source = FolderSource(folder, info, {"train": (), "test": tuple((file, 0) for file in files)})
     names = [file.relative_to(folder).as_posix() for file in files]

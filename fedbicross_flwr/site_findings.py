@@ -16,14 +16,14 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbicross_flwr.data.folder import _COLOUR_MODES, _GRAY_MODES, SUFFIXES, _opened, _subfolders
+from fedbicross_flwr.data.folder import COLOUR_MODES, GRAY_MODES, SUFFIXES, opened, subfolders
 from fedbicross_flwr.data.npz import array_names, read_array
 from fedbicross_flwr.data.packed import (
-    _check_images,
-    _present_splits,
-    _read_class_names,
-    _read_labels,
     check_classes,
+    check_images,
+    present_splits,
+    read_class_names,
+    read_labels,
 )
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError, near_names
@@ -91,7 +91,7 @@ def look_at_folder(path: Path, found: Findings) -> tuple[str, ...]:
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
         return ()
-    classes = tuple(folder.name for folder in _subfolders(path / "train"))
+    classes = tuple(folder.name for folder in subfolders(path / "train"))
     look = FolderLook(path, found)
     for split in (split for split in SPLITS if (path / split).is_dir()):
         found.images[split], found.prints[split] = Counter(), []
@@ -133,16 +133,16 @@ class FolderLook:
     def at_image(self, file: Path) -> bytes | None:
         """Return the digest of an image's pixels, or None when it cannot be used."""
         try:
-            with _opened(file) as image:
+            with opened(file) as image:
                 image.load()
                 self.found.sizes[f"{image.width}x{image.height}"] += 1
                 if image.size != (IMAGE_SIZE, IMAGE_SIZE):
                     self.misfits.append(f"{self.name(file)} ({image.width}x{image.height})")
-                elif image.mode not in (*_GRAY_MODES, *_COLOUR_MODES):
+                elif image.mode not in (*GRAY_MODES, *COLOUR_MODES):
                     self.deep.append(f"{self.name(file)} (mode {image.mode})")
                 else:
                     pixels = np.asarray(image.convert("RGB"))
-                    self.modes["gray" if image.mode in _GRAY_MODES else "colour"] += 1
+                    self.modes["gray" if image.mode in GRAY_MODES else "colour"] += 1
                     return fingerprint(pixels)
         except FedBiCrossError:
             self.broken.append(self.name(file))
@@ -177,20 +177,20 @@ class FolderLook:
 def look_at_packed(path: Path, found: Findings, classes: Sequence[str] | None) -> tuple[str, ...]:
     """Read every image of an .npz file, and return its classes: the federation's where it names none."""
     arrays = found.attempt(lambda: array_names(path))
-    splits = found.attempt(partial(_present_splits, path, arrays)) if arrays is not None else None
+    splits = found.attempt(partial(present_splits, path, arrays)) if arrays is not None else None
     if arrays is None or splits is None:
         return ()
     channels: dict[str, int] = {}
     labels: dict[str, NDArray[np.int64]] = {}
     for split in splits:
-        kind = found.attempt(partial(_check_images, path, split))
-        values = found.attempt(partial(_read_labels, path, split))
+        kind = found.attempt(partial(check_images, path, split))
+        values = found.attempt(partial(read_labels, path, split))
         if kind is not None and values is not None:
             channels[split], labels[split] = kind, values
     if len(set(channels.values())) > 1:
         has = ", ".join(f"{split}_images has {number}" for split, number in channels.items())
         found.problems.append(f"{path}: the splits differ in channels ({has}); save them all alike")
-    given = found.attempt(lambda: _read_class_names(path)) if "class_names" in arrays else classes
+    given = found.attempt(lambda: read_class_names(path)) if "class_names" in arrays else classes
     if len(labels) < len(splits):
         return ()
     train = np.concatenate([labels[split] for split in splits if split != "test"])

@@ -19,8 +19,8 @@ from fedbicross_flwr.errors import FedBiCrossError
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 _SPLITS: Final[dict[Part, tuple[str, ...]]] = {"train": ("train", "val"), "test": ("test",)}
-_GRAY_MODES: Final = ("1", "L", "LA")
-_COLOUR_MODES: Final = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+GRAY_MODES: Final = ("1", "L", "LA")
+COLOUR_MODES: Final = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class FolderSource:
         mode = "L" if self.info.channels == 1 else "RGB"
         images = np.empty((len(chosen), IMAGE_SIZE, IMAGE_SIZE, self.info.channels), dtype=np.uint8)
         for row, index in enumerate(chosen):
-            with _opened(self.files[part][index][0]) as image:
+            with opened(self.files[part][index][0]) as image:
                 images[row] = np.asarray(image.convert(mode)).reshape(images.shape[1:])
         return images
 
@@ -88,7 +88,7 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
         raise FedBiCrossError(
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
-    classes = tuple(folder.name for folder in _subfolders(path / "train"))
+    classes = tuple(folder.name for folder in subfolders(path / "train"))
     if len(classes) < 2:
         found = f"one class folder ('{classes[0]}')" if classes else "no class folder"
         raise FedBiCrossError(f"{path / 'train'}: {found} in it; at least two classes are needed")
@@ -104,11 +104,11 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
                 f"{path / 'train' / class_name}: no image in it (endings {', '.join(SUFFIXES)}); every class "
                 "needs training images"
             )
-    modes = {_check_image(file) for part in files.values() for file, _ in part}
+    modes = {check_image(file) for part in files.values() for file, _ in part}
     info = DatasetInfo(
         name=name,
         class_names=classes,
-        channels=1 if modes <= {*_GRAY_MODES} else 3,
+        channels=1 if modes <= {*GRAY_MODES} else 3,
         size=IMAGE_SIZE,
         licence=licence,
         source=str(path),
@@ -117,7 +117,7 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
     return FolderSource(path, info, files)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -126,7 +126,7 @@ def _files(split: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
     if not split.is_dir():
         return []
     files: list[tuple[Path, int]] = []
-    for folder in _subfolders(split):
+    for folder in subfolders(split):
         if folder.name not in label_of:
             raise FedBiCrossError(
                 f"{folder}: class '{folder.name}' has no folder in {split.with_name('train')}"
@@ -141,7 +141,7 @@ def _files(split: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def opened(file: Path) -> Iterator[Image.Image]:
     """Open an image; whatever is wrong with the file becomes one line that names it."""
     try:
         # A file cut short may only warn before it fails; the line below says all there is to say.
@@ -156,15 +156,15 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         ) from None
 
 
-def _check_image(file: Path) -> str:
+def check_image(file: Path) -> str:
     """Return the image's Pillow mode after checking its size and depth from the header."""
-    with _opened(file) as image:
+    with opened(file) as image:
         size, mode = image.size, image.mode
     if size != (IMAGE_SIZE, IMAGE_SIZE):
         raise FedBiCrossError(
             f"{file}: is {size[0]}x{size[1]} pixels; resize the images to {IMAGE_SIZE}x{IMAGE_SIZE}"
         )
-    if mode not in _GRAY_MODES and mode not in _COLOUR_MODES:
+    if mode not in GRAY_MODES and mode not in COLOUR_MODES:
         raise FedBiCrossError(
             f"{file}: has pixels of mode {mode}; save it with 8 bits a channel, grayscale or RGB"
         )

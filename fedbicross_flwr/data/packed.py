@@ -102,14 +102,14 @@ def open_packed(
     FedBiCrossError
         The file is missing or damaged, arrays are missing, or shapes, dtypes or labels do not fit.
     """
-    splits = _present_splits(path, array_names(path))
-    channels = {split: _check_images(path, split) for split in splits}
+    splits = present_splits(path, array_names(path))
+    channels = {split: check_images(path, split) for split in splits}
     if len(set(channels.values())) > 1:
         found = ", ".join(f"{split}_images has {count}" for split, count in channels.items())
         raise FedBiCrossError(f"{path}: the splits differ in channels ({found}); save them all alike")
-    labels = {split: _read_labels(path, split) for split in splits}
+    labels = {split: read_labels(path, split) for split in splits}
     if class_names is None and "class_names" in array_names(path):
-        class_names = _read_class_names(path)
+        class_names = read_class_names(path)
     train = np.concatenate([labels[split] for split in splits if split != "test"])
     classes = check_classes(path, train, labels.get("test", np.empty(0, np.int64)), class_names)
     info = DatasetInfo(
@@ -124,7 +124,7 @@ def open_packed(
     return PackedSource(path, info, labels, digest)
 
 
-def _present_splits(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+def present_splits(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     splits = tuple(
         split for split in ("train", "val", "test") if {f"{split}_images", f"{split}_labels"} & {*names}
     )
@@ -141,7 +141,7 @@ def _present_splits(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     return splits
 
 
-def _check_images(path: Path, split: str) -> int:
+def check_images(path: Path, split: str) -> int:
     """Return the number of channels of a split's images."""
     name = f"{split}_images"
     header = read_header(path, name)
@@ -164,7 +164,7 @@ def _check_images(path: Path, split: str) -> int:
     return 1 if len(shape) == 3 else shape[3]
 
 
-def _read_labels(path: Path, split: str) -> NDArray[np.int64]:
+def read_labels(path: Path, split: str) -> NDArray[np.int64]:
     name = f"{split}_labels"
     header = read_header(path, name)
     if header.dtype.kind not in "iu":
@@ -180,7 +180,7 @@ def _read_labels(path: Path, split: str) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _read_class_names(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
     array = read_array(path, "class_names")
     if array.dtype.kind != "U" or array.ndim != 1:
         raise FedBiCrossError(
