@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms
+from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
-from fedbicross_flwr.models import state_of
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.training import SCHEDULES
 
@@ -165,20 +165,11 @@ class Target:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of the model, its momenta and w_k: all that the next step depends on."""
-        tensors = {f"model.{name}": value for name, value in state_of(self.model).items()}
-        for index, parameter in enumerate(self.parameters):
-            buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{index}"] = buffer.detach().cpu().clone()
-        return {**tensors, "w": self.weights.detach().cpu().clone()}
+        return {**training_state(self.model, self.optimiser), "w": self.weights.detach().cpu().clone()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what `state` returned."""
-        model = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
-        self.model.load_state_dict(model)
-        for index, parameter in enumerate(self.parameters):
-            if (buffer := state.get(f"momentum.{index}")) is not None:
-                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        load_training_state(self.model, self.optimiser, state)
         self.weights = state["w"].to(self.weights.device)
 
     def set_gradient(self, gradient: Tensor) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import InversionConfig, TeacherConfig
 from fedbicross_flwr.config_baselines import FedIscaConfig
@@ -112,20 +113,11 @@ class Student:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of the model and its momenta: all that the next step depends on."""
-        tensors = {f"model.{name}": value for name, value in state_of(self.model).items()}
-        for index, parameter in enumerate(self.parameters):
-            buffer = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{index}"] = buffer.detach().cpu().clone()
-        return tensors
+        return training_state(self.model, self.optimiser)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what `state` returned; other names are passed over."""
-        model = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
-        self.model.load_state_dict(model)
-        for index, parameter in enumerate(self.parameters):
-            if (buffer := state.get(f"momentum.{index}")) is not None:
-                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        load_training_state(self.model, self.optimiser, state)
 
     def check_finite(self, epoch: int, lr: float) -> None:
         """Refuse a student that diverged, before it is kept or shipped."""
