@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 demo: $(READY) ## the whole method under `flwr run` on Ray: 5 clients, two rounds, a report
-	@$(BIN)/fedbicross simulate
+	@$(BIN)/fedbicross simulate --config configs/demo.toml
 
 # Side by side, a file at a time and one thread each; then what starts Ray, which wants the cores to itself.
 test: $(READY) ## the whole test suite

@@ -41,7 +41,7 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
     )
     server = Server.open(config, folder, "flower")
     if server.folder.finished:
-        console.print(f"{folder} is finished; nothing was run", markup=False)
+        console.print(f"{folder} is finished; nothing was run", markup=False, soft_wrap=True)
     else:
         describe(server, console)
         clients = server.data.partition.num_clients
