@@ -264,6 +264,8 @@ APP = {
 TEXT = 'it\'s "quoted" \\ and\nbroken é 😀'
 
 DRIVER = """
+    import signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us with &
     import json, sys
     from pathlib import Path
     from fedbicross_flwr.launch.launcher import simulate
