@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
+from fedbicross_flwr.code_version import shared_folder
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
@@ -25,6 +26,7 @@ from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.settings import Scalar
 
 IDENTITY = "identity.json"
+STAGES = "stages"
 
 
 @dataclass
@@ -36,15 +38,18 @@ class RunFolder:
     path : Path
         ``runs/<id>``.
     spans : list of (kind, start, seconds)
-        When each finished stage ran; one that was done before an interruption has no start.
+        When each finished stage ran, by the clock on the wall, also before an interruption or in another run.
     inputs : str
         Identifies the uploads that stages work on: a client may come back after an interruption, and
         stages that were finished without it are of no use then.
+    cache : Path, optional
+        A folder that several runs share: stages that say what shaped them are kept there.
     """
 
     path: Path
-    spans: list[tuple[str, float | None, float]] = field(default_factory=list)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
     inputs: str = ""
+    cache: Path | None = None
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
@@ -57,7 +62,7 @@ class RunFolder:
             something else; nothing in it is touched then.
         """
         check_folder(path, config, data_fingerprint)
-        folder = cls(path)
+        folder = cls(path, cache=shared_folder(config))
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
         write_bytes(path / "config.toml", to_toml(config).encode())
         return folder
@@ -110,40 +115,43 @@ class RunFolder:
                 return None
         return ClientUpload(client, int(facts["num_samples"]), state, subspace), json.loads(facts["said"])
 
-    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
+    def run(
+        self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
+    ) -> StageResult:
         """Return a stage's result, from the folder if it was finished before (see `methods.Stages`)."""
-        path = self.path / "stages" / f"{name}.safetensors"
+        path, inputs = self.path / STAGES / f"{name}.safetensors", self.inputs
+        if self.cache and shaped_by:
+            path, inputs = self.cache / STAGES / f"{shaped_by}.safetensors", shaped_by
         try:
             tensors, facts = read_tensors(path)
         except FedBiCrossError:
             tensors, facts = {}, {}
-        if facts.get("inputs") == self.inputs:
+        if facts.get("inputs") == inputs:
             result = StageResult(tensors, json.loads(facts["facts"]))
-            self.spans.append((kind, None, float(facts["seconds"])))
+            span = float(facts["started"]), float(facts["seconds"])
         else:
-            start = time.perf_counter()
+            started, start = time.time(), time.perf_counter()
             result = compute()
-            seconds = time.perf_counter() - start
-            said = {"facts": json.dumps(result.facts), "seconds": str(seconds), "inputs": self.inputs}
-            write_tensors(path, result.tensors, said)
-            self.spans.append((kind, start, seconds))
+            span = started, time.perf_counter() - start
+            said = {"facts": json.dumps(result.facts), "inputs": inputs}
+            times = {"started": repr(span[0]), "seconds": repr(span[1])}
+            write_tensors(path, result.tensors, {**said, **times})
+        self.spans.append((kind, *span))
         return result
 
     def seconds(self) -> dict[str, float]:
         """Return the time of each kind of stage; what ran side by side counts once."""
         totals: dict[str, float] = {}
         ends: dict[str, float] = {}
-        for kind, start, seconds in sorted(self.spans, key=lambda span: span[1] or 0.0):
-            counted = seconds
-            if start is not None:
-                counted = max(start + seconds - max(start, ends.get(kind, start)), 0.0)
-                ends[kind] = max(start + seconds, ends.get(kind, start))
+        for kind, start, seconds in sorted(self.spans, key=lambda span: span[1]):
+            counted = max(start + seconds - max(start, ends.get(kind, start)), 0.0)
+            ends[kind] = max(start + seconds, ends.get(kind, start))
             totals[kind] = totals.get(kind, 0.0) + counted
         return totals
 
     def drop_stages(self) -> None:
         """Remove what was kept only to go on after an interruption."""
-        shutil.rmtree(self.path / "stages", ignore_errors=True)
+        shutil.rmtree(self.path / STAGES, ignore_errors=True)
 
 
 def identity_of(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:

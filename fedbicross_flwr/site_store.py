@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.artifacts import read_tensors, save_model
+from fedbicross_flwr.code_version import shared_folder
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import Scores
@@ -43,7 +44,7 @@ class SiteStore:
     @classmethod
     def of(cls, config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> SiteStore:
         """Return a client's store under the configuration's cache, if it has one."""
-        return cls(folder, class_names, Path(config.cache) if config.cache else None)
+        return cls(folder, class_names, shared_folder(config))
 
     def own(self, key: str) -> Path:
         """Return the folder of f_i."""

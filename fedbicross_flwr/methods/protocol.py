@@ -6,12 +6,14 @@ progress goes to ``task.progress``, and work worth keeping passes through ``task
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
@@ -54,14 +56,22 @@ class StageResult:
 class Stages(Protocol):
     """Runs the stages of a method; an implementation may keep results and skip what is done."""
 
-    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
-        """Return the result of the stage `name`; `kind` is what its time counts as."""
+    def run(
+        self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
+    ) -> StageResult:
+        """Return the result of the stage `name`; `kind` is what its time counts as.
+
+        `shaped_by` stands for all that shapes the result (`ServerTask.shaped_by`): runs that share a cache
+        then take it from one another. Empty keeps the result to this run.
+        """
 
 
 class Unkept:
     """Stages that are computed each time and kept nowhere."""
 
-    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
+    def run(
+        self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
+    ) -> StageResult:
         """Compute the stage."""
         return compute()
 
@@ -80,6 +90,17 @@ class ServerTask:
     def workers(self) -> int:
         """Return how many clusters are worked on at once: one an accelerator, or one a CPU core."""
         return server_threads(self.config.runtime) if self.compute.device.type == "cpu" else 1
+
+    def shaped_by(self, uploads: Sequence[ClientUpload], sections: Sequence[str], *more: object) -> str:
+        """Return what stands for all that shapes a stage: uploads, settings, arithmetic, and `more`.
+
+        `sections` are those of the configuration that the stage reads; `more` is told by its ``repr``.
+        """
+        settings = {k: v for k, v in self.config.shaping().items() if k.split(".")[0] in sections}
+        arithmetic = (self.compute.device.type, self.compute.precision, self.config.seed, self.spec)
+        models = [(upload.client, upload.num_samples, digest(upload.state)) for upload in uploads]
+        text = repr((models, sorted(settings.items()), arithmetic, more))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def load(self, state: StateDict) -> nn.Module:
         """Return a network with these weights on the device, frozen and in eval mode."""

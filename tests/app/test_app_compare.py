@@ -145,7 +145,7 @@ def test_the_files_of_the_scales_can_be_compared(scale: str, tmp_path: Path) -> 
 def test_clients_are_trained_once_for_all_variants(made: Made) -> None:
     assert made.failures == []
     assert made.trained == dict.fromkeys(range(3), 2 * 2)  # two epochs, two seeds
-    assert len(list((made.out / "cache").glob("*/local.safetensors"))) == 6
+    assert len(list((made.out / "cache").glob("*/*/local.safetensors"))) == 6
     for variant in ("fedavg", "fedbicross"):
         for seed in range(2):
             folder = made.out / CELL / variant / f"seed-{seed}"
@@ -223,7 +223,7 @@ def test_what_shapes_an_upload_trains_anew_and_nothing_else(
 
 def test_a_damaged_model_in_the_cache_is_trained_again(made: Made, tmp_path: Path) -> None:
     out = with_cache_of(made, tmp_path)
-    for model in (out / "cache").glob("*/local.safetensors"):
+    for model in (out / "cache").glob("*/*/local.safetensors"):
         flip_byte(model)
         break
     found = make(planned(out, "fedavg", seeds=2))

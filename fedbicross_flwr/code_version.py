@@ -1,0 +1,30 @@
+"""Which code computes: what is kept for other runs must not outlive the code that made it."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fedbicross_flwr.config import RunConfig
+
+PARTS = (".", "data", "methods", "models")
+"""Packages whose modules shape numbers; reports, tables and commands do not."""
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return 16 hexadecimal digits that stand for this package's modules and the release of PyTorch."""
+    total = hashlib.sha256(str(torch.__version__).encode())
+    home = Path(__file__).parent
+    for part in PARTS:
+        for file in sorted((home / part).glob("*.py")):
+            total.update(f"|{part}/{file.name}|".encode() + file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def shared_folder(config: RunConfig) -> Path | None:
+    """Return the part of the configured cache that this very code may read and write, if there is a cache."""
+    return Path(config.cache) / code_fingerprint() if config.cache else None
