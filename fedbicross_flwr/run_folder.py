@@ -154,6 +154,12 @@ class RunFolder:
         shutil.rmtree(self.path / STAGES, ignore_errors=True)
 
 
+def drop_shared_stages(config: RunConfig) -> None:
+    """Remove the stages that runs have shared; the clients' own models stay."""
+    if folder := shared_folder(config):
+        shutil.rmtree(folder / STAGES, ignore_errors=True)
+
+
 def identity_of(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
     """Return what a folder is known by: the settings that shape the result, and the data."""
     settings = {key: json_value(value) for key, value in config.shaping().items()}

@@ -27,7 +27,7 @@ from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.progress import read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
-from fedbicross_flwr.run_folder import RunFolder, check_folder, make_writable
+from fedbicross_flwr.run_folder import RunFolder, check_folder, drop_shared_stages, make_writable
 from fedbicross_flwr.server import open_run
 from fedbicross_flwr.simulate import FlowerRunError, run_it
 
@@ -65,6 +65,9 @@ def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path) -> int:
     failures = make_runs(runs, flower)
     for failure in failures:
         print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
+    if not failures:
+        for run in runs:
+            drop_shared_stages(run.config)
     if len(failures) < len(runs):
         print(f"\ntable: {write_comparison(out)}")
     return 1 if failures else 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from small_runs import TINY, Step, Watch, checksums, flip_byte, read_json, reference, without_report
 
-from fedbicross_flwr import cli, in_process
+from fedbicross_flwr import cli, code_version, in_process
 from fedbicross_flwr import simulate as simulate_module
 from fedbicross_flwr.artifacts import load_model
 from fedbicross_flwr.compare import central as central_module
@@ -230,6 +230,46 @@ def test_a_damaged_model_in_the_cache_is_trained_again(made: Made, tmp_path: Pat
     assert sorted(found.trained.values()) == [2]  # one client's two epochs
     for seed in range(2):
         assert metrics(out, "fedavg", seed) == metrics(made.out, "fedavg", seed)
+
+
+# --- stages that runs share
+
+
+def shared_stages(out: Path) -> list[Path]:
+    return sorted((out / "cache").glob("*/stages/*.safetensors"))
+
+
+def seconds_of(out: Path, variant: str) -> dict[str, float]:
+    return dict(read_json(out / CELL / variant / "seed-0" / "run.json")["seconds"])
+
+
+def test_ablations_share_synthesis_and_answers(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    first = shared_stages(out)
+    assert len(first) == 2 * (2 + 2)  # two seeds, two clusters, images and answers
+    found = make(planned(out, "fedbicross-intra,fedbicross-no-clustering"))
+    assert found.failures == []
+    assert len(shared_stages(out)) == len(first) + 2  # one ensemble of all has its own
+    for kind in ("synthesis", "teacher answers"):
+        assert seconds_of(out, "fedbicross-intra")[kind] == seconds_of(made.out, "fedbicross")[kind]
+    alone = make(planned(tmp_path / "alone", "fedbicross-intra"))
+    assert metrics(out, "fedbicross-intra") == metrics(alone.out, "fedbicross-intra")
+
+
+def test_other_images_are_not_taken_for_these(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    first = shared_stages(out)
+    make(planned(out, "fedbicross", inversion__lr=0.07))
+    assert len(shared_stages(out)) == len(first) + 4
+
+
+def test_another_version_of_the_code_uses_nothing(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_version, "code_fingerprint", lambda: "another")
+        found = make(planned(out, "fedavg"))
+    assert found.trained == dict.fromkeys(range(3), 2)
+    assert (out / "cache" / "another").is_dir()
 
 
 # --- failures
@@ -488,6 +528,8 @@ def test_the_command_makes_the_table_and_its_status_says_whether_all_is_well(
     assert f"1/2 {CELL} fedavg seed 0 ... " in answer.output
     table = Path(answer.output.splitlines()[-1].removeprefix("table: "))
     assert table.is_file() and table.is_relative_to(out)
+    assert shared_stages(out)
     answer = command(*arguments)
     assert answer.status == 0 and answer.error == ""
+    assert not shared_stages(out)
     assert metrics(out, "fedbicross") == metrics(made.out, "fedbicross")

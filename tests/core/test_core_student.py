@@ -57,7 +57,9 @@ class Kept:
     def __init__(self) -> None:
         self.results: dict[tuple[str, str], StageResult] = {}
 
-    def run(self, name: str, kind: str, compute: Callable[[], StageResult]) -> StageResult:
+    def run(
+        self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
+    ) -> StageResult:
         if (name, kind) not in self.results:
             self.results[name, kind] = compute()
         return self.results[name, kind]
