@@ -13,10 +13,10 @@ UV     := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements.lock)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock docs clean
+.PHONY: help setup demo test bench test-deploy deploy-demo lint format lock docs clean
 
 help: ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## make .venv and install the pinned dependencies
 
@@ -35,8 +35,17 @@ demo: $(READY) ## the whole method under `flwr run` on Ray: 5 clients, two round
 
 # Side by side, a file at a time and one thread each; then what starts Ray, which wants the cores to itself.
 test: $(READY) ## the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" --numprocesses $(CORES) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not deploy" --numprocesses $(CORES) --dist loadfile
 	@$(BIN)/python -m pytest -m ray
+
+test-deploy: $(READY) ## real processes on loopback with TLS, ended and disturbed in every way: about 20 minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy
+
+bench: $(READY) ## speed and memory of every stage beside a plain reference; `make bench ARGS=--quick`
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+deploy-demo: $(READY) ## a centre and three sites with certificates and keys, in folders of their own
+	@$(BIN)/python deploy/demo.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

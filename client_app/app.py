@@ -2,21 +2,25 @@
 
 What leaves a client is written down here and nowhere else: in round 1 the arrays of f_i, how many images
 it was trained on, and its accuracy on the client's validation images, with ``clustering.by = "pacfl"`` also
-the subspaces of its images; in round 2 scores. What Flower's own strategies are sent in their many rounds is
-written in `client_app.rounds`.
+the subspaces of its images; in round 2 scores; in both the client's number and, of a site, its name. A client
+that cannot take part says why, without its paths. What Flower's own strategies are sent in their many rounds
+is written in `client_app.rounds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
+from client_app.opened import Opened, config_of, open_site, places_of_client
 from client_app.rounds import local_round
-from fedbicross_flwr.client import ClientImages, first_round, second_round, subspace_of
+from fedbicross_flwr.client import first_round, second_round, subspace_of
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
@@ -24,9 +28,11 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, open_data
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec
+from fedbicross_flwr.path_free import path_free
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.run_folder import RunFolder
 from fedbicross_flwr.shipment import Replay, Shipment
+from fedbicross_flwr.site_identity import Site
 from fedbicross_flwr.site_store import SiteStore
 from fedbicross_flwr.training import ClientTask
 
@@ -51,30 +57,78 @@ def local(message: Message, context: Context) -> Message:
     return answer(message, context, train_received)
 
 
-def answer(
-    message: Message, context: Context, work: Callable[[Message, Context, int], RecordDict]
-) -> Message:
+@app.query("refused")
+def refused(message: Message, context: Context) -> Message:
+    """Write into the site's log why the server does without what the site sent."""
+    log(ERROR, "error: the server refused this site: %s", config_of(message).get("reason", "no reason given"))
+    return Message(RecordDict(), reply_to=message)
+
+
+Work = Callable[[Message, Opened], RecordDict]
+
+
+def answer(message: Message, context: Context, work: Work) -> Message:
     """Do the work and reply; a mistake that the site can mend is told to the server in one line.
 
-    An exception would reach the server as "the ClientApp failed", without a reason and without saying
-    which client it was.
+    The site's own log has the line with its paths. An exception would reach the server as "the ClientApp
+    failed", without a reason and without saying which client it was.
     """
-    client = int(context.node_config["partition-id"])
+    reply = RecordDict()
     try:
-        content = work(message, context, client)
+        config = RunConfig.from_flat(context.run_config)
+        reach = at_site if config.is_deployment else in_simulation
+        reach(message, context, config, work, reply)
     except FedBiCrossError as error:
-        content = RecordDict({"refusal": ConfigRecord({"reason": str(error)})})
-    content["client"] = MetricRecord({"client": client})
-    return Message(content, reply_to=message)
+        reply["refusal"] = refusal(str(error), message, context)
+    return Message(reply, reply_to=message)
 
 
-def upload(message: Message, context: Context, client: int) -> RecordDict:
-    """Train, unless the server says that it has this client's upload from before an interruption."""
-    received = cast(list[int], config_of(message).get("received", []))
-    if client in received:
-        return RecordDict()
-    images, task, store = open_client(message, context, client)
-    model = first_round(images, task, store)
+def in_simulation(
+    message: Message, context: Context, config: RunConfig, work: Work, reply: RecordDict
+) -> None:
+    """Do the work of a simulated client, whose number Flower's simulation gives it."""
+    if "partition-id" not in context.node_config:
+        raise FedBiCrossError(
+            "this node has no partition-id, and deployment.sites, which would make it a site, is empty"
+        )
+    client = int(context.node_config["partition-id"])
+    reply["client"] = MetricRecord({"client": client})
+    if work is not upload or client not in received(message):
+        reply.update(work(message, open_client(message, config, client)))
+
+
+def at_site(message: Message, context: Context, config: RunConfig, work: Work, reply: RecordDict) -> None:
+    """Do the work at a site, which says its name; no fault of the site's machine is told with its paths."""
+    reply["site"] = ConfigRecord({"name": str(context.node_config.get("site-name", ""))})
+    try:
+        site = Site.of(config, context.node_config)
+        reply["client"] = MetricRecord({"client": site.client})
+        if work is not upload or site.client not in received(message):
+            reply.update(work(message, open_site(site, config)))
+    except FedBiCrossError:
+        raise
+    except Exception as error:
+        log(ERROR, "the work of this site failed", exc_info=True)
+        raise FedBiCrossError(
+            f"an unexpected {type(error).__name__} ended the site's work; the SuperNode's log has the details"
+        ) from error
+
+
+def received(message: Message) -> list[int]:
+    """Return the clients whose upload the server has, from before an interruption or from another node."""
+    return cast(list[int], config_of(message).get("received", []))
+
+
+def refusal(reason: str, message: Message, context: Context) -> ConfigRecord:
+    """Log a reason as it is, and return it as others may read it."""
+    log(ERROR, "error: %s", reason)
+    return ConfigRecord({"reason": path_free(reason, places_of_client(message, context))})
+
+
+def upload(message: Message, opened: Opened) -> RecordDict:
+    """Train, and answer with the model."""
+    images, task = opened.images(), opened.task
+    model = first_round(images, task, opened.store)
     metrics = MetricRecord(
         {"num-examples": len(images.train), "validation-accuracy": model.best_validation_accuracy}
     )
@@ -84,16 +138,20 @@ def upload(message: Message, context: Context, client: int) -> RecordDict:
     return content
 
 
-def distil(message: Message, context: Context, client: int) -> RecordDict:
+def distil(message: Message, opened: Opened) -> RecordDict:
     """Personalise the cluster model that the message carries."""
-    images, task, store = open_client(message, context, client)
+    images, task, store = opened.images(), opened.task, opened.store
     cluster = cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict()
-    if is_flower(task.config.method):
-        first_round(images, task, store)  # many rounds upload no f_i; the controls are made of it
+    if is_flower(task.config.method) or task.config.is_deployment:
+        # Many rounds upload no f_i, and the controls are made of it. A site that lost its store trains again.
+        first_round(images, task, store)
     replay = None
     if "replay" in message.content:
         replay = Replay.of(cast(ArrayRecord, message.content["replay"]).to_torch_state_dict())
     scores = second_round(images, Shipment(dict(cluster), replay), task, store)
+    if not images.tests:
+        log(WARNING, "this site has no test images, so its models are not scored")
+    log(INFO, "the personal model is %s", store.folder / "personal.safetensors")
     flat: dict[str, int | float | list[int] | list[float]] = {
         f"{row}/{protocol}/{metric}": value
         for row, protocols in scores.items()
@@ -103,27 +161,19 @@ def distil(message: Message, context: Context, client: int) -> RecordDict:
     return RecordDict({"scores": MetricRecord(flat)})
 
 
-def train_received(message: Message, context: Context, client: int) -> RecordDict:
+def train_received(message: Message, opened: Opened) -> RecordDict:
     """Do one of many rounds."""
-    images, task, _ = open_client(message, context, client)
-    return local_round(message, images, task)
+    return local_round(message, opened.images(), opened.task)
 
 
-def open_client(
-    message: Message, context: Context, client: int
-) -> tuple[ClientImages, ClientTask, SiteStore]:
+def open_client(message: Message, config: RunConfig, client: int) -> Opened:
     """Open a simulated client's images and its own directory inside the run's folder."""
-    config = RunConfig.from_flat(context.run_config)
     folder = RunFolder(Path(str(config_of(message)["folder"])))
     source = open_data(config)
     partition = Partition.load(folder.path / "partition.json")
     spec = ModelSpec.of(config, source.info.num_classes, source.info.channels)
     progress = EventLog(folder.path / "progress.jsonl")
     task = ClientTask(client, spec, config, Compute.of(config.runtime), progress)
-    images = FederatedData(source, partition).client(client)
-    return images, task, SiteStore.of(config, folder.site(client), source.info.class_names)
-
-
-def config_of(message: Message) -> Mapping[str, Any]:
-    """Return the message's configuration."""
-    return cast(ConfigRecord, message.content["config"])
+    data = FederatedData(source, partition)
+    store = SiteStore.of(config, folder.site(client), source.info.class_names)
+    return Opened(lambda: data.client(client), task, store)

@@ -15,6 +15,13 @@ from rich.console import Console
 from fedbicross_flwr.compare.commands import figure, table
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.handover_commands import (
+    export_cluster_model,
+    export_onnx,
+    make_signing_key,
+    personalize,
+    status,
+)
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
 from fedbicross_flwr.site_commands import card, predict, site
 
@@ -134,6 +141,11 @@ app.command()(table)
 app.command()(figure)
 app.command()(predict)
 app.command()(card)
+app.command()(status)
+app.command()(make_signing_key)
+app.command()(export_cluster_model)
+app.command()(personalize)
+app.command()(export_onnx)
 app.add_typer(site, name="site")
 
 

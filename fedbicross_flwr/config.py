@@ -21,6 +21,7 @@ from fedbicross_flwr.config_baselines import (
     FedIscaConfig,
     FlowerConfig,
 )
+from fedbicross_flwr.config_deployment import UPLOAD_SETTINGS, DeploymentConfig, check_deployment
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
 
@@ -357,6 +358,7 @@ class RunConfig:
     fedisca: FedIscaConfig = field(default_factory=FedIscaConfig)
     coboosting: CoBoostingConfig = field(default_factory=CoBoostingConfig)
     flower: FlowerConfig = field(default_factory=FlowerConfig)
+    deployment: DeploymentConfig = field(default_factory=DeploymentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -404,12 +406,34 @@ class RunConfig:
     def upload_fingerprint(self) -> str:
         """Return a hash of the settings that shape a client's upload, and of no other."""
         sections = ("seed", "data", "partition", "model", "client", "runtime")
-        relevant = {key: v for key, v in self.shaping().items() if key.split(".")[0] in sections}
+        relevant = {
+            key: v
+            for key, v in self.shaping().items()
+            if key.split(".")[0] in sections or key in UPLOAD_SETTINGS
+        }
         return hash_settings(relevant)
 
     def shaping(self) -> dict[str, Scalar]:
-        """Return the settings that shape the result."""
-        return {key: value for key, declared, value in walk(self) if declared.metadata["shapes_result"]}
+        """Return the settings that shape the result.
+
+        Sites bring their own images, dealt by nobody; and what concerns sites does not touch a simulation.
+        """
+        idle = ("data", "partition") if self.is_deployment else ("deployment",)
+        return {
+            key: value
+            for key, declared, value in walk(self)
+            if declared.metadata["shapes_result"] and key.split(".")[0] not in idle
+        }
+
+    @property
+    def is_deployment(self) -> bool:
+        """Return whether the clients are sites with data of their own."""
+        return bool(self.deployment.site_names)
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients N: the sites, or what a simulation deals its images to."""
+        return len(self.deployment.site_names) or self.partition.clients
 
 
 def hash_settings(settings: Mapping[str, Scalar]) -> str:
@@ -419,10 +443,14 @@ def hash_settings(settings: Mapping[str, Scalar]) -> str:
 
 def check_together(config: RunConfig) -> None:
     """Hold settings against each other."""
-    clusters, clients = config.clustering.clusters, config.partition.clients
+    check_deployment(config.deployment)
+    clusters, clients = config.clustering.clusters, config.num_clients
     if isinstance(clusters, int) and clusters > clients:
+        found = f"partition.clients = {clients}"
+        if config.is_deployment:
+            found = f"the {clients} site(s) of deployment.sites"
         raise FedBiCrossError(
-            f"clustering.clusters = {clusters} is more than partition.clients = {clients}: "
+            f"clustering.clusters = {clusters} is more than {found}: "
             "every cluster needs a client; lower the one or raise the other"
         )
     if config.data.phantom_channels == 2:

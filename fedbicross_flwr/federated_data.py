@@ -1,10 +1,14 @@
-"""A data set dealt to simulated clients: who holds which images, for training and for both protocols."""
+"""Who holds which images: a data set dealt to simulated clients, or sites that bring their own.
+
+The server reads a `Federation`. Of a simulation it knows the images, of sites nothing but what was agreed on.
+"""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +18,8 @@ from fedbicross_flwr.client import ClientImages
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition, dirichlet_partition
 from fedbicross_flwr.data.registry import open_source
-from fedbicross_flwr.data.source import ImageSource, Part, normalise
+from fedbicross_flwr.data.site import SITE_LICENCE
+from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.training import LabelledImages
 
@@ -65,13 +70,80 @@ def deal(source: ImageSource, config: RunConfig) -> Partition:
     )
 
 
+class Federation(Protocol):
+    """What a server knows of its clients' data before any upload."""
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Return the classes and channels that all clients share, and where the images come from."""
+        ...
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients N."""
+        ...
+
+    def client_facts(self, client: int) -> dict[str, Any]:
+        """Return what ``run.json`` says of a client besides what it sent."""
+        ...
+
+
+@dataclass(frozen=True)
+class SiteFederation:
+    """Sites whose images the server never sees; a `Federation`.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The sites' names; client i is the i-th.
+    info : DatasetInfo
+        The classes and channels that were agreed on.
+    """
+
+    names: tuple[str, ...]
+    info: DatasetInfo
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SiteFederation:
+        """Return the federation of a deployment's settings."""
+        deployment = config.deployment
+        info = DatasetInfo(
+            "sites", deployment.classes, deployment.channels, IMAGE_SIZE, SITE_LICENCE, "the sites", False
+        )
+        return cls(deployment.site_names, info)
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of sites."""
+        return len(self.names)
+
+    def client_facts(self, client: int) -> dict[str, Any]:
+        """Return the site's name: how many images of a class it has never leaves it."""
+        return {"site": self.names[client]}
+
+
 @dataclass(frozen=True)
 class FederatedData:
-    """A source with its partition; several threads may read, one after another."""
+    """A source with its partition, a `Federation`; several threads may read, one after another."""
 
     source: ImageSource
     partition: Partition
     _reading: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Return the facts about the data set."""
+        return self.source.info
+
+    @property
+    def num_clients(self) -> int:
+        """Return the number of clients N."""
+        return self.partition.num_clients
+
+    def client_facts(self, client: int) -> dict[str, Any]:
+        """Return how many training images of each class the client was dealt."""
+        counts = self.partition.counts(self.source.labels("train"), self.info.num_classes)
+        return {"class_counts": counts[client].tolist()}
 
     def client(self, client: int) -> ClientImages:
         """Read one client's images, and no other client's training images."""

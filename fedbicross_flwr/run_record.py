@@ -18,7 +18,7 @@ from fedbicross_flwr.artifacts import write_tensors
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.evaluation import METRICS, PROTOCOLS, Scores
-from fedbicross_flwr.federated_data import FederatedData
+from fedbicross_flwr.federated_data import Federation
 from fedbicross_flwr.inversion import DIAGNOSTICS
 from fedbicross_flwr.methods import Findings
 from fedbicross_flwr.rows import Row
@@ -91,12 +91,14 @@ def write_metrics(
 ) -> None:
     """Write ``metrics.json``: every row, every client, both protocols, and what a row costs to send.
 
+    A row that nobody scored, and in a row a client that has no test images, are left out.
+
     Parameters
     ----------
     rows : mapping of str to Row
         The rows by their key in the clients' scores, in the order of the table.
     clients : sequence of ClientRecord
-        Each with scores for every row.
+        Those that finished.
     model_bytes : int
         Size of one model as it travels.
     models : int
@@ -104,6 +106,9 @@ def write_metrics(
     """
     written = []
     for key, row in rows.items():
+        scored = [one for one in sorted(clients, key=lambda one: one.client) if one.scores.get(key)]
+        if not scored:
+            continue
         down = models if row.models_down < 0 else row.models_down
         written.append(
             {
@@ -114,7 +119,7 @@ def write_metrics(
                 "bytes_down": down * model_bytes + row.more_down,
                 "clients": [
                     {"client": one.client, **{p: tidy_scores(s) for p, s in one.scores[key].items()}}
-                    for one in sorted(clients, key=lambda one: one.client)
+                    for one in scored
                 ],
             }
         )
@@ -131,15 +136,14 @@ def tidy_scores(scores: Scores) -> dict[str, Any]:
 def write_run(
     folder: RunFolder,
     config: RunConfig,
-    data: FederatedData,
+    federation: Federation,
     clients: Sequence[ClientRecord],
     seconds: Mapping[str, float],
     runner: str,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``run.json``, which says that the run is finished; `extra` are more members of it."""
-    info = data.source.info
-    counts = data.partition.counts(data.source.labels("train"), info.num_classes)
+    info = federation.info
     compute = Compute.of(config.runtime)
     content = {
         "id": folder.path.name,
@@ -160,19 +164,19 @@ def write_run(
             "licence": info.licence,
             "source": info.source,
         },
-        "clients": [client_entry(one, counts[one.client].tolist()) for one in clients],
+        "clients": [client_entry(one, federation.client_facts(one.client)) for one in clients],
         **(extra or {}),
     }
     folder.write_json("run.json", content)
 
 
-def client_entry(record: ClientRecord, class_counts: list[int]) -> dict[str, Any]:
-    """Return one client as ``run.json`` lists it."""
+def client_entry(record: ClientRecord, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one client as ``run.json`` lists it, with the `facts` that the federation knows of it."""
     entry = asdict(record)
     del entry["scores"]
     accuracy = entry.pop("validation_accuracy")
     entry["local_validation_accuracy"] = None if accuracy is None or math.isnan(accuracy) else accuracy
-    return {**entry, "status": "failed" if record.reason else "ok", "class_counts": class_counts}
+    return {**entry, "status": "failed" if record.reason else "ok", **facts}
 
 
 def versions() -> dict[str, str | None]:

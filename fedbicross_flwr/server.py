@@ -8,7 +8,7 @@ It knows nothing of how messages travel. Flower's strategy and the in-process ru
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import FederatedData, deal, open_data
+from fedbicross_flwr.federated_data import FederatedData, Federation, deal, open_data
 from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, StateDict
@@ -46,8 +46,8 @@ class Server:
         The resolved configuration.
     folder : RunFolder
         Where everything is written.
-    data : FederatedData
-        The data set with its partition; the server reads test images only.
+    federation : Federation
+        What is known of the clients' data. Of a simulation's the server reads test images only.
     runner : str
         ``"flower"`` or ``"in-process"``, for the record.
     extra : dict of str to Any
@@ -56,7 +56,7 @@ class Server:
 
     config: RunConfig
     folder: RunFolder
-    data: FederatedData
+    federation: Federation
     runner: str
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     uploads: dict[int, ClientUpload] = field(default_factory=dict)
@@ -71,13 +71,19 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            When the method is unknown or cannot be run so, or the data or the folder cannot be used.
+            When the method is unknown or cannot be run so, the data or the folder cannot be used, or the
+            settings name sites, whose data are not here.
         """
+        if config.is_deployment:
+            raise FedBiCrossError(
+                f"deployment.sites = {config.deployment.sites!r} names sites, which hold their own data; "
+                "start such a run with flwr run, or leave deployment.sites empty for a simulation"
+            )
         method_named(config.method)
         check_rounds(config, runner)
         folder, data = open_run(config, path)
         server = cls(config, folder, data, runner)
-        for client in range(data.partition.num_clients):
+        for client in range(data.num_clients):
             if (upload := folder.load_upload(client)) is not None:
                 server.take(*upload)
         return server
@@ -85,8 +91,14 @@ class Server:
     @property
     def spec(self) -> ModelSpec:
         """Return the network of this federation."""
-        info = self.data.source.info
+        info = self.federation.info
         return ModelSpec.of(self.config, info.num_classes, info.channels)
+
+    @property
+    def data(self) -> FederatedData:
+        """Return a simulation's data set with its partition; sites have none that the server could read."""
+        assert isinstance(self.federation, FederatedData)
+        return self.federation
 
     @property
     def compute(self) -> Compute:
@@ -114,16 +126,26 @@ class Server:
         subspace: Tensor | None = None,
     ) -> None:
         """Check an upload, keep it, and take it into the run; a bad one is refused with the reason."""
+        upload = ClientUpload(client, num_samples, state, subspace)
         try:
-            check_upload(client, state, num_samples, self.spec)
-            if self.config.clustering.by == "pacfl":
-                check_subspace(client, subspace, self.spec, self.config.clustering.pacfl_rank)
+            self.check(upload)
         except FedBiCrossError as error:
             self.refuse(client, str(error))
             return
-        upload = ClientUpload(client, num_samples, state, subspace)
-        self.folder.save_upload(upload, self.spec, self.data.source.info.class_names, said)
+        self.folder.save_upload(upload, self.spec, self.federation.info.class_names, said)
         self.take(upload, said)
+
+    def check(self, upload: ClientUpload) -> None:
+        """Hold an upload against what the federation agreed on.
+
+        Raises
+        ------
+        FedBiCrossError
+            See `fedbicross_flwr.uploads`.
+        """
+        check_upload(upload.client, upload.state, upload.num_samples, self.spec)
+        if self.config.clustering.by == "pacfl":
+            check_subspace(upload.client, upload.subspace, self.spec, self.config.clustering.pacfl_rank)
 
     def refuse(self, client: int, reason: str) -> None:
         """Go on without a client and say why."""
@@ -142,7 +164,7 @@ class Server:
         if not self.uploads:
             reasons = "; ".join(sorted({record.reason for record in self.clients.values()}))
             raise FedBiCrossError(f"no client sent a usable model: {reasons or 'no client answered'}")
-        uploads = [self.uploads[client] for client in sorted(self.uploads)]
+        uploads = self.method_uploads()
         self.folder.inputs = ",".join(
             f"{upload.client}:{upload.num_samples}:{digest(upload_tensors(upload))[:16]}"
             for upload in uploads
@@ -154,16 +176,25 @@ class Server:
     def take_outcome(self, outcome: ServerOutcome) -> ServerOutcome:
         """Take what a method has learned, and write it down."""
         self.outcome = outcome
-        names = self.data.source.info.class_names
+        names = self.federation.info.class_names
         for index, state in enumerate(outcome.models):
             save_model(self.folder.path / "models" / f"cluster-{index}.safetensors", self.spec, state, names)
         write_findings(self.folder, sorted(outcome.assignment), outcome.findings)
         return outcome
 
+    def method_uploads(self) -> list[ClientUpload]:
+        """Return the uploads that the method works on, in the order of the clients' numbers."""
+        return [self.uploads[client] for client in sorted(self.uploads)]
+
+    def cluster_of(self, client: int) -> int:
+        """Return which of the outcome's models a client is sent."""
+        assert self.outcome is not None
+        return self.outcome.assignment[client]
+
     def shipment(self, client: int) -> Shipment:
         """Return what a client is sent in round 2: the one model of its cluster, and images to rehearse."""
         assert self.outcome is not None
-        model = self.outcome.models[self.outcome.assignment[client]]
+        model = self.outcome.models[self.cluster_of(client)]
         shipment = Shipment(model, self.outcome.replay)
         self.clients[client].bytes_received += shipment.num_bytes
         return shipment
@@ -189,12 +220,17 @@ class Server:
         if not done:
             reasons = "; ".join(sorted({record.reason for record in self.clients.values()}))
             raise FedBiCrossError(f"no client finished its personal model: {reasons}")
+        return self.write_results(done, rounds)
+
+    def write_results(self, done: Sequence[ClientRecord], rounds: Mapping[str, float]) -> Path:
+        """Write what `finish` says, for the clients that are done."""
         start = time.perf_counter()
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         task = ServerTask(self.spec, self.config, self.compute, self.progress)
-        if uploads:  # none after many rounds of one of Flower's strategies
+        # None after many rounds of one of Flower's strategies; and sites keep their test images.
+        if uploads and isinstance(self.federation, FederatedData):
             with cpu_threads(1), torch.inference_mode():
-                server_scores(uploads, done, self.data, task)
+                server_scores(uploads, done, self.federation, task)
         seconds = {**self.folder.seconds(), **rounds, "evaluation": time.perf_counter() - start}
         seconds["total"] = time.perf_counter() - self.started
         assert self.outcome is not None
@@ -204,7 +240,7 @@ class Server:
         rows = rows_of(self.config.method, more, self.config.flower.rounds, replayed)
         write_metrics(self.folder, rows, done, model_bytes, len(uploads))
         records = [self.clients[client] for client in sorted(self.clients)]
-        write_run(self.folder, self.config, self.data, records, seconds, self.runner, self.extra)
+        write_run(self.folder, self.config, self.federation, records, seconds, self.runner, self.extra)
         report = write_report(self.folder.path)
         self.folder.drop_stages()
         return report

@@ -87,8 +87,12 @@ class SiteStore:
         write_scores(self.folder / "scores.json", scores, key)
 
     def personal_scores(self, key: str) -> RowScores | None:
-        """Return the scores of round 2 if it was done under this key."""
-        if not (self.folder / "personal.safetensors").exists():
+        """Return the scores of round 2 if it was done under this key, and its model is whole."""
+        try:
+            _, facts = read_tensors(self.folder / "personal.safetensors")
+        except FedBiCrossError:
+            return None
+        if facts.get("key") != key:
             return None
         return read_scores(self.folder / "scores.json", key)
 
@@ -102,7 +106,7 @@ def read_scores(path: Path, key: str) -> RowScores | None:
     """Return scores that were measured under this key; a damaged file counts as none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        scores: RowScores = content["scores"]
+        return scores if content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    scores: RowScores = content["scores"]
-    return scores if content["key"] == key else None

@@ -14,7 +14,9 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.run_folder import free_run_id
 from fedbicross_flwr.server import Server
+from fedbicross_flwr.site_server import SiteServer
 from server_app.baselines import run_rounds
+from server_app.deployment import Deployment
 from server_app.strategy import OneShot
 
 app = ServerApp()
@@ -22,9 +24,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Make one run."""
+    """Make one run: a simulation, or with ``deployment.sites`` a deployment."""
     try:
         config = RunConfig.from_flat(context.run_config)
+        if config.is_deployment:
+            deploy(config, grid)
+            return
         server = Server.open(config, run_path(config), "flower")
     except FedBiCrossError as error:
         log(ERROR, "error: %s", error)
@@ -35,6 +40,22 @@ def main(grid: Grid, context: Context) -> None:
     except FedBiCrossError as error:
         server.progress.fail(str(error))
         log(ERROR, "error: %s", error)
+        raise
+    log(INFO, "report: %s", report)
+
+
+def deploy(config: RunConfig, grid: Grid) -> None:
+    """Begin a deployment, or go on with one; sites that have their models are not asked again."""
+    server = SiteServer.open_sites(config, run_path(config))
+    if server.finished:
+        log(INFO, "%s is finished, and every site has its model; nothing was run", server.folder.path)
+        return
+    log(INFO, "run folder: %s", server.folder.path)
+    try:
+        report = Deployment(server, grid).run()
+    except FedBiCrossError as error:
+        server.roster.enter("failed", str(error))
+        server.progress.fail(str(error))
         raise
     log(INFO, "report: %s", report)
 

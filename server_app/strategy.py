@@ -98,6 +98,9 @@ class OneShot(Strategy):
                 said = message.error.reason or "no reason given"
                 failures.add(f"its ClientApp failed ({said.splitlines()[0]})")
                 continue
+            if "client" not in message.content:  # a node that does not know which client it is
+                failures.add(reason_in(message))
+                continue
             client = int(cast(int, cast(MetricRecord, message.content["client"])["client"]))
             self._nodes[client] = message.metadata.src_node_id
             taken[client] = message
@@ -107,7 +110,7 @@ class OneShot(Strategy):
                 self.leave_out(client, " or ".join(sorted(failures)) or "it did not answer in time")
         for client, message in list(taken.items()):
             if "refusal" in message.content:
-                self.leave_out(client, str(cast(ConfigRecord, message.content["refusal"])["reason"]))
+                self.leave_out(client, reason_in(message))
                 del taken[client]
         return dict(sorted(taken.items()))
 
@@ -165,6 +168,11 @@ def wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> list[int]:
             f"start Flower with num-supernodes={wanted}"
         )
     return nodes
+
+
+def reason_in(message: Message) -> str:
+    """Return why a client refuses to take part."""
+    return str(cast(ConfigRecord, message.content["refusal"])["reason"])
 
 
 def subspace_in(message: Message) -> Tensor | None:

@@ -1,0 +1,105 @@
+"""What stands behind ``start-run``: check the configuration, start the run under Flower, say how it ended.
+
+``flwr run`` finds a wrong setting only at the server, does not mind a second run in the same folder, and
+leaves with status 0 after a failed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from flower_cli import as_command, flwr
+
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
+from fedbicross_flwr.settings import Scalar, read_toml
+
+#: Seconds between two looks at the state of a run that is waited for.
+POLL_SECONDS = 2.0
+
+
+def main() -> int:
+    """Start the run and, if asked to, wait for its end.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the configuration cannot be used, another run is not over, or Flower refuses the run.
+    """
+    parser = argparse.ArgumentParser(prog="start-run")
+    parser.add_argument("centre", type=Path)
+    parser.add_argument("connection")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--app", type=Path, default=find_app(), help=argparse.SUPPRESS)
+    parser.add_argument("--wait", action="store_true")
+    chosen = parser.parse_args()
+    settings: dict[str, Scalar] = read_toml(chosen.config)
+    configured = str(settings.get("out", "")) or f"runs/{chosen.config.stem}"
+    out = (chosen.out or chosen.centre / Path(configured).expanduser()).resolve()
+    settings["out"] = str(out)
+    check_app(chosen.app, settings)
+    if chosen.app == find_app():
+        RunConfig.from_flat(settings)
+    refuse_a_second_run(chosen.connection)
+    run_id = start(chosen.app.resolve(), chosen.connection, settings)
+    print(f"run {run_id} started; its folder is {out}", flush=True)
+    return wait_for(chosen.connection, run_id) if chosen.wait else 0
+
+
+def refuse_a_second_run(connection: str) -> None:
+    """Refuse to start a run beside one that is not over.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is one.
+    """
+    for run in flwr("list", connection)["runs"]:
+        if not str(run["status"]).startswith("finished"):
+            raise FedBiCrossError(
+                f"run {run['run-id']} is not over ({run['status']}): wait for it, or end it with "
+                f"stop-run; a run whose server was killed is over within a few minutes"
+            )
+
+
+def start(app: Path, connection: str, settings: dict[str, Scalar]) -> str:
+    """Hand the app and its configuration to the SuperLink; return Flower's number of the run."""
+    with tempfile.TemporaryDirectory(prefix="fbx-run-") as scratch:
+        overrides = Path(scratch) / "run-config.toml"
+        overrides.write_text(run_config_toml(settings), encoding="utf-8")
+        bundle = stage_app(app, Path(scratch) / "app")
+        said = flwr("run", str(bundle), connection, "--run-config", str(overrides))
+    if "run-id" not in said:
+        raise FedBiCrossError(f"Flower refused the run: {said}")
+    return str(said["run-id"])
+
+
+def wait_for(connection: str, run_id: str) -> int:
+    """Show the log of a run until its end; return the exit status that tells how it ended."""
+    with subprocess.Popen(["flwr", "log", run_id, connection, "--stream"]) as log:
+        try:
+            while True:
+                (run,) = flwr("list", connection, "--run-id", run_id)["runs"]
+                state, _, how = str(run["status"]).partition(":")
+                if state == "finished":
+                    break
+                time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # the last lines of the log are on their way
+        finally:
+            log.terminate()
+    if how == "completed":
+        print(f"run {run_id} completed")
+        return 0
+    print(f"error: run {run_id} {how}: {' '.join(str(run['status-details']).split())}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    as_command(main)

@@ -1,0 +1,60 @@
+"""The outcome of a deployment's method, kept so that models can be shipped long after it was learned.
+
+``outcome.json`` is written last and says that all of it is there: the cluster models in ``models/`` and the
+synthetic images in ``replay.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.methods import ServerOutcome
+from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.shipment import Replay
+
+OUTCOME: Final = "outcome.json"
+REPLAY: Final = "replay.safetensors"
+
+
+Spans = Sequence[tuple[str, float, float]]
+"""When each stage ran: see `RunFolder.spans`."""
+
+
+def save_outcome(folder: RunFolder, outcome: ServerOutcome) -> None:
+    """Keep an outcome whose models are in the folder already, and when its stages ran."""
+    if outcome.replay is not None:
+        write_tensors(folder.path / REPLAY, outcome.replay.tensors())
+    content = {
+        "models": [digest(model) for model in outcome.models],
+        "assignment": {str(client): cluster for client, cluster in sorted(outcome.assignment.items())},
+        "replay": None if outcome.replay is None else digest(outcome.replay.tensors()),
+        "spans": folder.spans,
+    }
+    folder.write_json(OUTCOME, content)
+
+
+def load_outcome(folder: RunFolder) -> tuple[ServerOutcome, Spans] | None:
+    """Return what `save_outcome` kept, or None where a part of it is missing or damaged."""
+    try:
+        content = json.loads((folder.path / OUTCOME).read_text(encoding="utf-8"))
+        models = []
+        for index, wanted in enumerate(content["models"]):
+            state, _ = read_tensors(folder.path / "models" / f"cluster-{index}.safetensors")
+            if digest(state) != wanted:
+                return None
+            models.append(state)
+        replay = None
+        if content["replay"] is not None:
+            tensors, _ = read_tensors(folder.path / REPLAY)
+            if digest(tensors) != content["replay"]:
+                return None
+            replay = Replay.of(tensors)
+        assignment = {int(client): int(cluster) for client, cluster in content["assignment"].items()}
+        spans = [(str(kind), float(start), float(seconds)) for kind, start, seconds in content["spans"]]
+        return ServerOutcome(tuple(models), assignment, replay=replay), spans
+    except (FedBiCrossError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,177 @@
+"""A site's own images as a federation needs them.
+
+A simulation's data set says itself which classes there are. Here the federation's settings do: a site may
+lack a class, a folder's classes are found by their names, and what does not fit is refused before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedbicross_flwr.client import ClientImages
+from fedbicross_flwr.data.folder import GRAY_MODES, SUFFIXES, FolderSource, check_image, subfolders
+from fedbicross_flwr.data.npz import array_names
+from fedbicross_flwr.data.packed import (
+    PackedSource,
+    check_images,
+    present_splits,
+    read_class_names,
+    read_labels,
+)
+from fedbicross_flwr.data.site import SITE_LICENCE
+from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
+from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.seeds import numpy_generator
+from fedbicross_flwr.training import LabelledImages
+
+
+def site_images(
+    path: Path, classes: Sequence[str], channels: int, seed: int = 0, client: int = 0
+) -> ClientImages:
+    """Read a site's images; its test images, if it has any, serve the ``local`` protocol.
+
+    Parameters
+    ----------
+    path : Path
+        An .npz file in MedMNIST's layout or a folder with ``train/<class>/``; ``~`` is expanded.
+    classes : sequence of str
+        The federation's classes in the order of their labels.
+    channels : int
+        The federation's channels.
+    seed, client : int
+        For the order of images that lie class by class: the first of them serve as validation images. Images
+        in any other order are taken as they lie.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the data are missing or damaged, or do not fit the federation; the message says which and why.
+    """
+    source = open_site_source(path, classes)
+    if source.info.channels != channels:
+        raise FedBiCrossError(
+            f"{path}: the images have {source.info.channels} channel(s), but deployment.channels = "
+            f"{channels}; save them as the federation agreed on"
+        )
+    labels = source.labels("train")
+    order = np.arange(len(labels))
+    if lies_class_by_class(labels):
+        order = numpy_generator(seed, "site-order", client).permutation(order)
+    tests = {"local": labelled(source, "test")} if source.info.has_test else {}
+    return ClientImages(labelled(source, "train", order), tests, source.fingerprint())
+
+
+def open_site_source(path: Path, classes: Sequence[str]) -> ImageSource:
+    """Open a site's data with the federation's classes; no image is read.
+
+    Raises
+    ------
+    FedBiCrossError
+        See `site_images`.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise FedBiCrossError(
+            f"{path}: no such file or folder; set data-path to an .npz file or a folder with train/<class>/"
+        )
+    return open_folder_as(path, classes) if path.is_dir() else open_packed_as(path, classes)
+
+
+def open_packed_as(path: Path, classes: Sequence[str]) -> PackedSource:
+    """Open an .npz file whose labels are the federation's.
+
+    Without an array ``class_names`` only the number of classes can be compared, so every class must occur.
+    """
+    splits = present_splits(path, array_names(path))
+    channels = {split: check_images(path, split) for split in splits}
+    if len(set(channels.values())) > 1:
+        found = ", ".join(f"{split}_images has {count}" for split, count in channels.items())
+        raise FedBiCrossError(f"{path}: the splits differ in channels ({found}); save them all alike")
+    labels = {split: read_labels(path, split) for split in splits}
+    present = {int(label) for split in splits for label in np.unique(labels[split])}
+    if "class_names" in array_names(path):
+        if (names := read_class_names(path)) != tuple(classes):
+            raise FedBiCrossError(
+                f"{path}: class_names is {listed(names)}, but the federation's classes are "
+                f"{listed(classes)}; names and order must be the same"
+            )
+    elif len(present) != len(classes):
+        raise FedBiCrossError(
+            f"{path}: {len(present)} classes occur in its labels, but the federation has {len(classes)} "
+            f"({listed(classes)}); add an array class_names that says what the labels mean"
+        )
+    if max(present, default=0) >= len(classes):
+        raise FedBiCrossError(
+            f"{path}: label {max(present)} found, but the federation's {len(classes)} classes are 0 to "
+            f"{len(classes) - 1}; number the labels as deployment.class_names does"
+        )
+    if not sum(len(labels[split]) for split in splits if split != "test"):
+        raise FedBiCrossError(f"{path}: there is no training image")
+    has_test = bool(len(labels.get("test", ())))
+    return PackedSource(path, site_info(path, classes, channels["train"], has_test), labels)
+
+
+def open_folder_as(path: Path, classes: Sequence[str]) -> FolderSource:
+    """Open a folder; a class folder's label is the place of its name among the federation's classes."""
+    if not (path / "train").is_dir():
+        raise FedBiCrossError(
+            f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
+        )
+    label_of = {name: label for label, name in enumerate(classes)}
+    train, validation, test = (files_in(path / split, label_of) for split in ("train", "val", "test"))
+    if not train:
+        raise FedBiCrossError(f"{path / 'train'}: no image in it (endings {', '.join(SUFFIXES)})")
+    files: Mapping[Part, tuple[tuple[Path, int], ...]] = {
+        "train": (*train, *validation),
+        "test": tuple(test),
+    }
+    modes = {check_image(file) for part in files.values() for file, _ in part}
+    channels = 1 if modes <= {*GRAY_MODES} else 3
+    return FolderSource(path, site_info(path, classes, channels, bool(test)), dict(files))
+
+
+def files_in(split: Path, label_of: Mapping[str, int]) -> list[tuple[Path, int]]:
+    """List one split's images with their labels, in the order of labels and names."""
+    folders = subfolders(split) if split.is_dir() else []
+    for folder in folders:
+        if folder.name not in label_of:
+            raise FedBiCrossError(
+                f"{folder}: is none of the federation's classes{near_names(folder.name, label_of)}; they are "
+                f"{listed(tuple(label_of))}"
+            )
+    return [
+        (file, label_of[folder.name])
+        for folder in sorted(folders, key=lambda one: label_of[one.name])
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    ]
+
+
+def site_info(path: Path, classes: Sequence[str], channels: int, has_test: bool) -> DatasetInfo:
+    """Return the facts about a site's data."""
+    return DatasetInfo(
+        path.stem, tuple(classes), channels, IMAGE_SIZE, SITE_LICENCE, str(path), has_test=has_test
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a message lists them."""
+    return ", ".join(names)
+
+
+def lies_class_by_class(labels: NDArray[np.int64]) -> bool:
+    """Return whether images lie class by class, once or, with validation images behind, twice."""
+    present = len(np.unique(labels))
+    return present > 1 and int(np.count_nonzero(np.diff(labels))) < 2 * present
+
+
+def labelled(source: ImageSource, part: Part, order: NDArray[np.int64] | None = None) -> LabelledImages:
+    """Read images and labels of a part, in an order of their rows."""
+    labels = source.labels(part)
+    rows = np.arange(len(labels)) if order is None else order
+    return LabelledImages(normalise(source.images(part, rows)), torch.from_numpy(labels[rows]))

@@ -1,0 +1,374 @@
+"""The server's part of a deployment: a `Server` that waits for sites over days and loses nothing on the way.
+
+All that matters is in the run's folder the moment it is known: each upload, the roster, the method's stages
+and outcome, each site's scores. Opened again, in whatever state it was left, it goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedbicross_flwr.compute import cpu_threads
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.data.source import IMAGE_SIZE
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.federated_data import SiteFederation
+from fedbicross_flwr.kept_outcome import load_outcome, save_outcome
+from fedbicross_flwr.late_site import nearest_cluster
+from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
+from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.models import StateDict, build_model
+from fedbicross_flwr.pacfl import subspace_bytes
+from fedbicross_flwr.roster import Roster, SiteEntry, now, seconds_between, seconds_since
+from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.run_record import ClientRecord
+from fedbicross_flwr.server import Server, payload_bytes
+from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.site_store import RowScores, read_scores, write_scores
+from fedbicross_flwr.upload_flags import check_sound, find_flags
+
+DATA = "the sites' own"
+"""Stands in ``identity.json`` where a simulation has its data's fingerprint."""
+
+
+@dataclass
+class SiteServer(Server):
+    """One deployment, from its first upload to the last site that fetched its model.
+
+    Parameters
+    ----------
+    roster : Roster
+        Who has done what.
+    """
+
+    roster: Roster = field(kw_only=True)
+
+    @classmethod
+    def open_sites(cls, config: RunConfig, path: Path) -> SiteServer:
+        """Open or continue the run folder of a deployment.
+
+        Raises
+        ------
+        FedBiCrossError
+            When the method is unknown or takes many rounds, or the folder cannot be used.
+        """
+        method_named(config.method)
+        if is_flower(config.method):
+            raise FedBiCrossError(
+                f"method = {config.method!r} takes many rounds, and sites upload once; choose a one-shot "
+                "method"
+            )
+        folder = RunFolder.open(path, config, DATA)
+        roster = Roster.open(path, config)
+        server = cls(config, folder, SiteFederation.of(config), "flower", roster=roster)
+        server.take_up()
+        return server
+
+    def take_up(self) -> None:
+        """Take up uploads, outcome and scores that are in the folder."""
+        for entry in self.roster.sites:
+            self.clients.setdefault(entry.client, ClientRecord(entry.client))
+            if (upload := self.folder.load_upload(entry.client)) is not None:
+                self.take(*upload)
+        if (kept := load_outcome(self.folder)) is not None:
+            self.outcome, spans = kept
+            self.folder.spans.extend(spans)
+        elif any(entry.uploaded and entry.client not in self.uploads for entry in self.roster.sites):
+            # An upload was lost that the method needs: its site has it still.
+            self.roster.closed = None
+        for entry in self.roster.sites:
+            self.settle(entry)
+        self.roster.connected = 0
+        self.roster.write()
+
+    def settle(self, entry: SiteEntry) -> None:
+        """Bring a site's entry in line with the files: a killed server may have written one and not both."""
+        client = entry.client
+        if client not in self.uploads:
+            entry.state, entry.reason = "expected", ""
+            entry.uploaded, entry.cluster, entry.late, entry.held = None, None, False, False
+            return
+        if entry.uploaded is None:
+            entry.uploaded, entry.late = now(), self.roster.closed is not None
+        scores = read_scores(self.scores_path(client), self.config.fingerprint())
+        if scores is not None and self.outcome is not None:
+            self.clients[client].scores = scores
+            self.clients[client].bytes_received = self.payload(client).num_bytes
+            entry.state, entry.reason = "done", unscored(scores)
+        elif entry.held:
+            entry.state, entry.reason = "held back", "; ".join(entry.flags)
+        else:
+            entry.state, entry.reason = "uploaded", ""
+
+    @property
+    def federation_names(self) -> tuple[str, ...]:
+        """Return the sites' names in the order of their numbers."""
+        return self.config.deployment.site_names
+
+    @property
+    def upload_bytes(self) -> int:
+        """Return the bytes of all arrays that a site is to send."""
+        config = self.config
+        rank = config.clustering.pacfl_rank if config.clustering.by == "pacfl" else 0
+        with torch.device("meta"):
+            model = build_model(self.spec, seed=0).state_dict()
+        return payload_bytes(model) + subspace_bytes(
+            self.spec.num_classes, self.spec.channels * IMAGE_SIZE**2, rank
+        )
+
+    def site(self, client: int) -> SiteEntry:
+        """Return a site's entry of the roster."""
+        return self.roster.sites[client]
+
+    def scores_path(self, client: int) -> Path:
+        """Return where a site's scores are kept."""
+        return self.folder.path / "scores" / f"client-{client:02d}.json"
+
+    @property
+    def task(self) -> ServerTask:
+        """Return what checks and late sites are computed with."""
+        return ServerTask(self.spec, self.config, self.compute, self.progress)
+
+    # --- uploads
+
+    @property
+    def needed(self) -> int:
+        """Return with how many uploads the method can begin."""
+        clusters = self.config.clustering.clusters if self.config.method == "fedbicross" else 1
+        least = self.config.deployment.min_sites
+        return max(least, clusters) if isinstance(clusters, int) else least
+
+    @property
+    def enough(self) -> bool:
+        """Return whether the method could begin."""
+        return len(self.in_time()) >= self.needed
+
+    def open_uploads(self) -> float:
+        """Begin or go on with the window for uploads; return the seconds that are left of it.
+
+        A window that ended with too few uploads is opened anew.
+        """
+        roster = self.roster
+        if roster.opened is None or (self.uploads_left() <= 0 and not self.enough):
+            roster.opened = now()
+        roster.enter("uploads")
+        return self.uploads_left()
+
+    def uploads_left(self) -> float:
+        """Return the seconds that are left of the window for uploads."""
+        assert self.roster.opened is not None
+        return self.roster.upload_window - seconds_since(self.roster.opened)
+
+    def accept(
+        self,
+        client: int,
+        num_samples: int,
+        state: StateDict,
+        said: Mapping[str, float],
+        subspace: Tensor | None = None,
+    ) -> None:
+        """Check an upload, keep it, and take it; the first one of a site stands."""
+        if client in self.uploads:
+            return
+        super().accept(client, num_samples, state, said, subspace)
+        if client in self.uploads:
+            late = self.roster.closed is not None
+            self.roster.change(client, state="uploaded", uploaded=now(), late=late, reason="")
+
+    def check(self, upload: ClientUpload) -> None:
+        """Refuse what could take the others' numbers with it, besides what no model is."""
+        super().check(upload)
+        with cpu_threads(1):
+            check_sound(upload.client, upload.state, self.task)
+
+    def refuse(self, client: int, reason: str) -> None:
+        """Go on without a site, for now, and say why."""
+        self.clients.setdefault(client, ClientRecord(client)).reason = reason
+        self.roster.change(client, state="refused", reason=reason)
+        self.progress.note(f"site {self.site(client).site} is left out: {reason}")
+
+    def is_answered(self, client: int) -> bool:
+        """Return whether nothing is to be waited for: the site has uploaded, or cannot take part."""
+        return client in self.uploads or self.site(client).state == "refused"
+
+    def in_time(self) -> list[ClientUpload]:
+        """Return the uploads that came before the method began."""
+        return [self.uploads[client] for client in sorted(self.uploads) if not self.site(client).late]
+
+    def method_uploads(self) -> list[ClientUpload]:
+        """Return the uploads that came in time and are not held back."""
+        return [one for one in self.in_time() if not self.site(one.client).held]
+
+    def close_uploads(self) -> None:
+        """End the window for uploads: point out the outlying ones, and hold them back if that is configured.
+
+        Raises
+        ------
+        FedBiCrossError
+            When fewer uploads than needed are there, or are left.
+        """
+        if not self.enough:
+            raise self.too_few(len(self.in_time()))
+        with cpu_threads(1):
+            flags = find_flags(self.in_time(), self.task)
+        for client, texts in flags.items():
+            self.roster.change(client, flags=texts)
+            self.progress.note(f"the upload of site {self.site(client).site} is outlying: {'; '.join(texts)}")
+        if self.config.deployment.hold_back:
+            self.hold_back(flags)
+        self.roster.closed = now()
+        self.roster.enter("method")
+
+    def too_few(self, found: int) -> FedBiCrossError:
+        """Return that the method cannot begin."""
+        wanted = f"deployment.min_sites = {self.config.deployment.min_sites}"
+        if self.needed > self.config.deployment.min_sites:
+            wanted = f"clustering.clusters = {self.needed}"
+        absent = [entry for entry in self.roster.sites if entry.client not in self.uploads]
+        missing = "; ".join(f"{one.site}: {one.reason or 'it did not answer'}" for one in absent)
+        return FedBiCrossError(
+            f"{found} upload(s) when the window closed, but {wanted} needs {self.needed}; run the same "
+            f"command again to open another window (missing: {missing or 'none, but some are held back'})"
+        )
+
+    def hold_back(self, flags: Mapping[int, list[str]]) -> None:
+        """Leave flagged uploads out of the method."""
+        if len(self.method_uploads()) - len(flags) < self.needed:
+            raise self.too_few(len(self.method_uploads()) - len(flags))
+        for client in flags:
+            reason = "; ".join(self.site(client).flags)
+            self.roster.change(client, state="held back", held=True, reason=reason)
+            self.progress.note(f"the upload of site {self.site(client).site} is held back")
+
+    # --- method
+
+    def learn(self) -> None:
+        """Run the method, unless its outcome is there.
+
+        An outlying upload that makes the method diverge is held back, whatever is configured: the others must
+        not be left without a model.
+
+        Raises
+        ------
+        FedBiCrossError
+            When the method fails, and no outlying upload can be the reason.
+        """
+        if self.outcome is not None:
+            return
+        try:
+            self.run_method()
+        except FedBiCrossError as error:
+            used = {one.client for one in self.method_uploads()}
+            flags = {one.client: one.flags for one in self.roster.sites if one.flags and one.client in used}
+            if not flags or len(used) - len(flags) < self.needed:
+                raise
+            self.progress.note(f"the method failed ({error}); it is run again without outlying uploads")
+            self.hold_back(flags)
+            self.run_method()
+
+    def take_outcome(self, outcome: ServerOutcome) -> ServerOutcome:
+        """Take what the method has learned, and keep it for sites that come for it later."""
+        super().take_outcome(outcome)
+        save_outcome(self.folder, outcome)
+        return outcome
+
+    # --- personal models
+
+    def open_shipping(self) -> float:
+        """Begin or go on with the window in which sites fetch their models; return the seconds left of it.
+
+        A window that has ended is opened anew: whoever runs the command again does so for who is missing.
+        """
+        assert self.outcome is not None
+        for client, cluster in self.outcome.assignment.items():
+            self.site(client).cluster = cluster
+        if self.roster.shipping is None or self.shipping_left() <= 0:
+            self.roster.shipping = now()
+        self.roster.enter("shipping")
+        return self.shipping_left()
+
+    def shipping_left(self) -> float:
+        """Return the seconds that are left of the window for personal models."""
+        assert self.roster.shipping is not None
+        return self.roster.personal_window - seconds_since(self.roster.shipping)
+
+    def cluster_of(self, client: int) -> int:
+        """Return the cluster of a site; one that the method did not see joins the nearest."""
+        assert self.outcome is not None
+        if client in self.outcome.assignment:
+            return self.outcome.assignment[client]
+        entry = self.site(client)
+        if entry.cluster is None:
+            cluster = nearest_cluster(
+                self.uploads[client].state, self.outcome.assignment, self.uploads, self.task
+            )
+            self.roster.change(client, cluster=cluster)
+            self.progress.note(f"site {entry.site}, which the method did not see, joins cluster {cluster}")
+            return cluster
+        return entry.cluster
+
+    def payload(self, client: int) -> Shipment:
+        """Return what a site is sent."""
+        assert self.outcome is not None
+        return Shipment(self.outcome.models[self.cluster_of(client)], self.outcome.replay)
+
+    def shipment(self, client: int) -> Shipment:
+        """Return what a site is sent, and note that it is on its way; sent again, it counts once."""
+        shipped = self.payload(client)
+        self.clients[client].bytes_received = shipped.num_bytes
+        self.roster.change(client, state="shipped", reason="")
+        return shipped
+
+    def record(self, client: int, scores: RowScores) -> None:
+        """Take a site's scores; with them it is done."""
+        write_scores(self.scores_path(client), scores, self.config.fingerprint())
+        self.clients[client].scores, self.clients[client].reason = scores, ""
+        self.roster.change(client, state="done", done=now(), reason=unscored(scores))
+
+    def is_done(self, client: int) -> bool:
+        """Return whether a site has its personal model."""
+        return self.site(client).state == "done"
+
+    def is_served(self, client: int) -> bool:
+        """Return whether nothing is to be waited for: the site is done, or cannot take part."""
+        return self.site(client).state in ("done", "refused")
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the run has its report and every site its model."""
+        return self.folder.finished and all(self.is_done(entry.client) for entry in self.roster.sites)
+
+    def finish(self, rounds: Mapping[str, float]) -> Path:
+        """Note who is missing, and write metrics and report for the sites that are done.
+
+        No site need be done: each can still be handed its model, or fetch it when the run is taken up again.
+        """
+        for entry in self.roster.sites:
+            if entry.state not in ("done", "refused"):
+                entry.state = "missing"
+                entry.reason = "it did not answer while the window was open"
+                self.progress.note(f"site {entry.site} is missing: {entry.reason}")
+            self.clients[entry.client].reason = "" if entry.state == "done" else entry.reason
+        done = [self.clients[entry.client] for entry in self.roster.sites if self.is_done(entry.client)]
+        self.extra["sites"] = {entry.site: entry.flags for entry in self.roster.sites if entry.flags}
+        report = self.write_results(done, rounds)
+        self.roster.enter("finished")
+        return report
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of the two windows, as far as they lasted; what was waited for counts."""
+        roster = self.roster
+        return {
+            "upload round": seconds_between(roster.opened, roster.closed),
+            "personalisation round": seconds_between(roster.shipping, now()),
+        }
+
+
+def unscored(scores: RowScores) -> str:
+    """Return why a site that is done has no scores; nothing where it has."""
+    return "" if any(scores.values()) else "no test images"

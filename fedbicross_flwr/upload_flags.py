@@ -1,0 +1,164 @@
+"""Uploads that are unlike the others: what is refused, and what is pointed out.
+
+A server cannot tell a poisoned model from an unusual hospital. So only what would take the numbers of the
+others with it is refused; what is merely far from the rest is flagged, and `deployment.hold_back` decides.
+Everything here reads the models alone, on artificial images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedbicross_flwr.clustering import PROBES
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.methods import ClientUpload, ServerTask
+from fedbicross_flwr.models import StateDict, load_state
+from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.training import predict_logits
+
+LARGEST_VALUE: Final = 1e6
+LARGEST_LOGIT: Final = 1e4
+"""No training leaves such numbers; squared and summed over layers, larger ones leave float32."""
+
+FAR: Final = 5.0
+"""Robust standard deviations from the median at which an upload is flagged."""
+
+PROBES_OF_A_KIND: Final = 32
+AMPLITUDES: Final = (0.5, 1.0, 2.0)
+
+
+def varied_probes(channels: int, seed: int) -> Tensor:
+    """Return noise, blobs and colours of several strengths, float32 (n, channels, 28, 28).
+
+    A good model may say the same of all images of one kind of noise, but hardly of all these.
+    """
+    generator = torch_generator(seed, "upload-flags")
+    shape = (PROBES_OF_A_KIND, channels, 28, 28)
+    kinds = [draw(shape, generator) * amplitude for draw in PROBES.values() for amplitude in AMPLITUDES]
+    return torch.cat(kinds)
+
+
+def check_sound(client: int, state: StateDict, task: ServerTask) -> None:
+    """Refuse an upload whose finite values make numbers that are not, in its answers or in later sums.
+
+    Raises
+    ------
+    FedBiCrossError
+        Naming the tensor and its largest value, or the answers.
+    """
+    for name, tensor in state.items():
+        if tensor.dtype.is_floating_point and tensor.numel():
+            largest = float(tensor.abs().max())
+            if largest > LARGEST_VALUE:
+                raise FedBiCrossError(
+                    f"upload of client {client} is refused: {name} holds {largest:.3g}, and nothing above "
+                    f"{LARGEST_VALUE:.0e} comes out of a training; train the model again"
+                )
+    logits = predict_logits(
+        task.load(state), varied_probes(task.spec.channels, task.config.seed), task.compute
+    )
+    if not torch.isfinite(logits).all() or float(logits.abs().max()) > LARGEST_LOGIT:
+        found = float(logits.nan_to_num(torch.inf).abs().max())
+        raise FedBiCrossError(
+            f"upload of client {client} is refused: its answers reach {found:.3g}, and nothing above "
+            f"{LARGEST_LOGIT:.0e} comes of a training; train the model again"
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What flags are made of, one row an upload: norms (N,), and probabilities on the probes (N, M, C)."""
+
+    norms: Tensor
+    answers: Tensor
+
+
+def find_flags(uploads: Sequence[ClientUpload], task: ServerTask) -> dict[int, list[str]]:
+    """Return in which way an upload is unlike the others, by client; most have no entry.
+
+    Parameters
+    ----------
+    uploads : sequence of ClientUpload
+        All that came in time. With fewer than three there is no majority, so nothing is flagged.
+    """
+    if len(uploads) < 3:
+        return {}
+    probes = varied_probes(task.spec.channels, task.config.seed)
+    answers = [F.softmax(predict_logits(task.load(one.state), probes, task.compute), -1) for one in uploads]
+    evidence = Evidence(
+        torch.stack([parameter_norm(one.state, task) for one in uploads]),
+        torch.stack(answers).double().cpu(),
+    )
+    found: dict[int, list[str]] = {}
+    for rule in RULES.values():
+        for index, text in rule(evidence).items():
+            found.setdefault(uploads[index].client, []).append(text)
+    return found
+
+
+def parameter_norm(state: StateDict, task: ServerTask) -> Tensor:
+    """Return the L2 norm of all trained weights, without BatchNorm's statistics."""
+    parameters = load_state(task.spec, state).parameters()
+    return torch.stack([one.detach().double().square().sum() for one in parameters]).sum().sqrt()
+
+
+def by_norm(evidence: Evidence) -> dict[int, str]:
+    """Flag a model whose weights are far larger or smaller than the others'."""
+    norms, middle = evidence.norms, float(evidence.norms.median())
+    far = (norms - middle).abs() / spread(norms, 0.1 * middle)
+    return {
+        index: f"the norm of its weights is {float(norms[index]):.3g}, the median is {middle:.3g}"
+        for index in outliers(far)
+    }
+
+
+def by_agreement(evidence: Evidence) -> dict[int, str]:
+    """Flag a model that answers artificial images unlike all the rest (cosine of the probabilities)."""
+    flat = evidence.answers.flatten(1)
+    others = (flat.sum(0, keepdim=True) - flat) / (len(flat) - 1)
+    agreement = F.cosine_similarity(flat, others)
+    middle = float(agreement.median())
+    below = (middle - agreement) / spread(agreement, 0.1)
+    return {
+        index: f"its answers agree with the rest by {float(agreement[index]):.2f}, the median is {middle:.2f}"
+        for index in outliers(below)
+    }
+
+
+def by_single_class(evidence: Evidence) -> dict[int, str]:
+    """Flag a model that sees one class in everything, unless most do."""
+    said = evidence.answers.argmax(-1)
+    single = (said == said[:, :1]).all(1)
+    if 2 * int(single.sum()) >= len(single):
+        return {}
+    return {
+        index: f"it answers class {int(said[index, 0])} whatever it is shown"
+        for index in single.nonzero().flatten().tolist()
+    }
+
+
+RULES: Mapping[str, Callable[[Evidence], dict[int, str]]] = {
+    "norm": by_norm,
+    "agreement": by_agreement,
+    "single class": by_single_class,
+}
+
+
+def spread(values: Tensor, least: float) -> float:
+    """Return a robust standard deviation, 1.4826 times the median absolute deviation, and at least `least`.
+
+    Of three alike the deviation says nothing, so a floor keeps small differences from being flagged.
+    """
+    deviation = 1.4826 * float((values - values.median()).abs().median())
+    return max(deviation, least)
+
+
+def outliers(scores: Tensor) -> list[int]:
+    """Return the rows that are far from the median."""
+    return [int(index) for index in (scores > FAR).nonzero().flatten().tolist()]

@@ -1,0 +1,197 @@
+"""A deployment: the two rounds as windows in time, through which sites come and go.
+
+Round 1 ends when every site has answered, or its window has: then the method runs with who is there. Round 2
+ships each site its model when it is connected, a late one after its own upload.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import INFO, WARNING
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.site_server import SiteServer
+from server_app.nodes import ATTEMPTS, Node, Nodes
+from server_app.site_replies import refusal_in, scores_in, site_in, upload_in
+
+POLL = 1.0
+"""Seconds between two looks at who is connected and what has come."""
+
+
+class Deployment:
+    """Drives a `SiteServer` over a grid.
+
+    Parameters
+    ----------
+    server : SiteServer
+        The run.
+    grid : Grid
+        Flower's own.
+    poll : float
+        Seconds between two looks.
+    """
+
+    def __init__(self, server: SiteServer, grid: Grid, poll: float = POLL) -> None:
+        self.server = server
+        self.nodes = Nodes(grid)
+        self.poll = poll
+        self.owners: dict[int, Node] = {}
+
+    def run(self) -> Path:
+        """Go through all that is left to do; return the report's path."""
+        server = self.server
+        if server.outcome is None:
+            if server.roster.closed is None:
+                left = server.open_uploads()
+                self.wait(left, self.ask_for_upload, self.all_answered)
+                server.close_uploads()
+            log(INFO, "%s upload(s) at hand", len(server.method_uploads()))
+            server.roster.enter("method")
+            server.learn()
+        left = server.open_shipping()
+        for node in self.nodes.known.values():
+            # Who has uploaded gets its model now; who was refused has to come anew.
+            node.settled = node.settled and node.client not in server.uploads
+        self.wait(left, self.ask_for_next, self.all_served)
+        return server.finish(server.seconds())
+
+    def wait(self, left: float, ask: Callable[[Node, float], None], is_over: Callable[[], bool]) -> None:
+        """Ask and listen until all is there or the window ends."""
+        end = time.monotonic() + left
+        while True:
+            remaining = end - time.monotonic()
+            for node in self.nodes.free():
+                ask(node, remaining)
+            for node, message in self.nodes.answers():
+                self.take(node, message)
+            self.server.roster.count(self.nodes.busy())
+            if is_over() or time.monotonic() > end:
+                return
+            time.sleep(min(self.poll, max(end - time.monotonic(), 0.0)))
+
+    def all_answered(self) -> bool:
+        """Return whether round 1 can end before its time; with too few uploads it goes on."""
+        clients = range(self.server.federation.num_clients)
+        return self.server.enough and all(self.server.is_answered(client) for client in clients)
+
+    def all_served(self) -> bool:
+        """Return whether round 2 can end before its time."""
+        return all(self.server.is_served(client) for client in range(self.server.federation.num_clients))
+
+    # --- what is asked
+
+    def ask_for_upload(self, node: Node, left: float) -> None:
+        """Ask a node who it is, and for its upload unless the server has it."""
+        config = ConfigRecord({"received": sorted(self.server.uploads)})
+        self.nodes.ask(node, RecordDict({"config": config}), MessageType.TRAIN, left)
+        if node.client is not None and node.client not in self.server.uploads:
+            self.server.roster.change(node.client, state="asked", reason="")
+
+    def ask_for_next(self, node: Node, left: float) -> None:
+        """Ship a node its model; one that has not uploaded, or said who it is, is asked for that."""
+        if node.client is None or node.client not in self.server.uploads:
+            self.ask_for_upload(node, left)
+        elif self.server.is_done(node.client):
+            node.settled = True
+        else:
+            shipment = self.server.shipment(node.client)
+            content = RecordDict({"config": ConfigRecord({}), "arrays": ArrayRecord(dict(shipment.model))})
+            if shipment.replay is not None:
+                content["replay"] = ArrayRecord(shipment.replay.tensors())
+            self.nodes.ask(node, content, f"{MessageType.TRAIN}.personalise", left)
+
+    # --- what comes back
+
+    def take(self, node: Node, message: Message) -> None:
+        """Take one answer; whatever is wrong with it concerns its sender alone."""
+        if message.has_error():
+            self.take_failure(node, message.error.reason or "no reason given")
+            return
+        node.failures = 0
+        try:
+            client = site_in(message, self.server.federation_names)
+            reason = refusal_in(message)
+        except FedBiCrossError as error:
+            self.turn_away(node, str(error))
+            return
+        if client is None:
+            node.settled = True
+            self.note(f"node {node.id} is left out: {reason or 'it does not say which site it is'}")
+        elif self.is_taken(client, node):
+            name = self.server.site(client).site
+            self.turn_away(
+                node,
+                f"site-name = {name!r} is that of another node, which is connected; give each SuperNode the "
+                "name of its own site",
+            )
+        else:
+            self.owners[client], node.client = node, client
+            self.take_from(client, node, message, reason)
+
+    def is_taken(self, client: int, node: Node) -> bool:
+        """Return whether another node is the site already, and still there."""
+        owner = self.owners.get(client)
+        return owner is not None and owner is not node and owner.id in self.nodes.online
+
+    def take_from(self, client: int, node: Node, message: Message, reason: str) -> None:
+        """Take what a site has sent: a refusal, an upload, scores, or only who it is."""
+        server, name = self.server, self.server.site(client).site
+        if reason:
+            node.settled = True
+            if not server.is_done(client):
+                self.leave_out(client, reason)
+            return
+        try:
+            if "scores" in message.content:
+                server.record(client, scores_in(message, server.config.method))
+                log(INFO, "site %s is done", name)
+                node.settled = True
+                return
+            upload = upload_in(message, server.upload_bytes)
+        except FedBiCrossError as error:
+            self.leave_out(client, str(error))
+            self.turn_away(node, str(error))
+            return
+        if upload is not None and client not in server.uploads:
+            server.accept(client, upload.num_samples, upload.state, upload.said, upload.subspace)
+            if client not in server.uploads:
+                self.turn_away(node, server.site(client).reason)
+                return
+            log(INFO, "site %s has uploaded (%s of %s)", name, len(server.uploads), len(self.server.clients))
+        # In round 2 it is shipped its model at the next look.
+        node.settled = server.outcome is None
+
+    def take_failure(self, node: Node, said: str) -> None:
+        """Note that a node's ClientApp failed; it is asked again, but not for ever."""
+        node.failures += 1
+        reason = f"its ClientApp failed ({said.splitlines()[0][:200]})"
+        if node.failures < ATTEMPTS:
+            log(WARNING, "node %s is asked again: %s", node.id, reason)
+            return
+        node.settled = True
+        if node.client is not None:
+            self.leave_out(node.client, reason)
+        else:
+            self.note(f"node {node.id} is left out: {reason}")
+
+    def leave_out(self, client: int, reason: str) -> None:
+        """Go on without a site and say so."""
+        log(WARNING, "site %s is left out: %s", self.server.site(client).site, reason)
+        self.server.refuse(client, reason)
+
+    def turn_away(self, node: Node, reason: str) -> None:
+        """Do without what a node sent, and tell it why."""
+        node.settled = True
+        self.note(f"node {node.id} is turned away: {reason}")
+        self.nodes.tell(node, reason)
+
+    def note(self, text: str) -> None:
+        """Say something here and in the run's folder."""
+        log(WARNING, text)
+        self.server.progress.note(text)

@@ -1,0 +1,116 @@
+"""Nodes that come and go: who is connected, who was asked, and what came back.
+
+A node that died may come back under the same id. Flower delivers a message once, so one that went down with
+the node is never answered; the node has to be asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+MARGIN = 60.0
+"""Seconds that a message outlives its window: a reply that is under way when it closes is not an error."""
+
+ATTEMPTS = 3
+"""How often a node whose ClientApp fails without a reason is asked."""
+
+GONE = (3, 4, 5)
+"""Flower's error codes of a message or reply that was lost with its node (MESSAGE_UNAVAILABLE,
+REPLY_MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE): the node is asked again when it is back."""
+
+
+@dataclass
+class Node:
+    """One node.
+
+    Parameters
+    ----------
+    id : int
+        Flower's.
+    activated : str
+        When it last came, as Flower has it; empty where Flower does not say.
+    client : int or None
+        The site that it is, once it has said so.
+    asked : bool
+        Whether an answer of it is waited for.
+    settled : bool
+        Whether nothing is to be asked of it at the moment.
+    failures : int
+        How often its ClientApp failed.
+    """
+
+    id: int
+    activated: str = ""
+    client: int | None = None
+    asked: bool = False
+    settled: bool = False
+    failures: int = 0
+
+
+@dataclass
+class Nodes:
+    """All nodes that were ever seen in this run.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's own.
+    """
+
+    grid: Grid
+    known: dict[int, Node] = field(default_factory=dict)
+    online: set[int] = field(default_factory=set)
+    waiting: dict[str, Node] = field(default_factory=dict)
+
+    def free(self) -> list[Node]:
+        """Look who is connected; return the nodes that can be asked for something, by their ids."""
+        infos = sorted(self.grid.get_nodes(), key=lambda info: info.node_id)
+        self.online = {info.node_id for info in infos}
+        for info in infos:
+            node = self.known.setdefault(info.node_id, Node(info.node_id, info.last_activated_at))
+            if node.activated != info.last_activated_at:
+                # It was away. What it was doing may be lost, and what it refused for may be mended.
+                node.activated, node.asked, node.settled, node.failures = (
+                    info.last_activated_at,
+                    False,
+                    False,
+                    0,
+                )
+        return [self.known[one] for one in sorted(self.online) if self.is_free(self.known[one])]
+
+    def is_free(self, node: Node) -> bool:
+        """Return whether a node can be asked for something."""
+        return not node.asked and not node.settled
+
+    def busy(self) -> int:
+        """Return how many connected nodes have not answered yet."""
+        return sum(self.known[one].asked for one in self.online)
+
+    def ask(self, node: Node, content: RecordDict, kind: str, seconds: float) -> None:
+        """Send a node a message whose answer is good for some seconds."""
+        message = Message(content, node.id, kind, ttl=max(seconds, 0.0) + MARGIN)
+        for message_id in self.grid.push_messages([message]):
+            if message_id:
+                self.waiting[message_id] = node
+                node.asked = True
+
+    def tell(self, node: Node, reason: str) -> None:
+        """Have a node write into its log why the run does without it; it has nothing to answer."""
+        content = RecordDict({"config": ConfigRecord({"reason": reason})})
+        self.grid.push_messages([Message(content, node.id, f"{MessageType.QUERY}.refused", ttl=3600.0)])
+
+    def answers(self) -> Iterator[tuple[Node, Message]]:
+        """Yield the answers that are there; of a node that is gone there is none, and it is free again.
+
+        One after the other: Flower drops an answer once it is pulled, so each is dealt with before the next.
+        """
+        for message_id in list(self.waiting):
+            for message in self.grid.pull_messages([message_id]):
+                node = self.waiting.pop(message_id)
+                node.asked = any(one is node for one in self.waiting.values())
+                if not (message.has_error() and message.error.code in GONE):
+                    yield node, message

@@ -1,0 +1,46 @@
+"""Sites that send what no training makes: each is refused, and the run of the others is not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from deployed import SITES, Deployed, deployed, simulated, until
+
+pytestmark = pytest.mark.deploy
+TAMPERED = Path(__file__).parent / "tampered"
+SPOILED = {
+    "truncated": "5 tensor(s) are missing",
+    "not_a_number": "fc.weight holds values that are not finite",
+    "another_architecture": "fc.weight has shape",
+    "oversized": "",
+    "enormous": "fc.weight holds",
+}
+"""Way of spoiling -> what the refusal says."""
+
+
+@pytest.fixture(scope="module")
+def centre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployed(tmp_path_factory.mktemp("bad") / "fed", sites=[*SITES, *SPOILED], started=[]) as here:
+        for name in SPOILED:
+            here.site(name).environment = {"PYTHONPATH": str(TAMPERED), "FEDBICROSS_TEST_SPOIL": name}
+        yield here
+
+
+def test_spoiled_uploads_are_refused_and_the_rest_goes_on(centre: Deployed) -> None:
+    for name in [*SPOILED, *SITES]:
+        centre.start_site(name)
+    centre.finish(centre.start([*SITES, *SPOILED], deployment__upload_window=120.0))
+    states = centre.states()
+    assert {name: states[name] for name in SPOILED} == dict.fromkeys(SPOILED, "refused")
+    assert {name: states[name] for name in SITES} == dict.fromkeys(SITES, "done")
+    assert centre.digests() == simulated()[0]
+
+
+@pytest.mark.parametrize("name", list(SPOILED))
+def test_the_reason_is_told_at_the_centre_and_at_the_site(centre: Deployed, name: str) -> None:
+    reason = str(centre.entry(name)["reason"])
+    assert SPOILED[name] in reason and "\n" not in reason
+    until(lambda: reason in centre.made.sites[name].logged(), f"{name} is told {reason!r}", 60.0)
+    assert reason in centre.made.centre.logged()

@@ -1,0 +1,228 @@
+"""The scripts of deploy/ that need no Flower: keys, certificates, and what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import SCRIPTS
+from fleet_only import FleetOnly
+from split_data import deal_unequally, write_sites
+from starlette.types import Message, Receive, Scope, Send
+
+from fedbicross_flwr.data.registry import open_source
+
+
+def run(script: str, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [str(SCRIPTS / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def openssl(*arguments: str | Path) -> str:
+    return subprocess.run(
+        ["openssl", *map(str, arguments)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def centre(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deploy") / "centre"
+    assert run("make-ca", folder)[0] == 0
+    assert run("make-server-certificate", folder, "federation.example.org", "192.0.2.7")[0] == 0
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_certificate_is_the_ca_s_and_for_the_names_given(centre: Path) -> None:
+    for name in ("federation.example.org", "localhost"):
+        assert "OK" in openssl(
+            "verify", "-CAfile", centre / "ca.crt", "-verify_hostname", name, centre / "server.crt"
+        )
+    for address in ("192.0.2.7", "127.0.0.1", "::1"):
+        assert "OK" in openssl(
+            "verify", "-CAfile", centre / "ca.crt", "-verify_ip", address, centre / "server.crt"
+        )
+    with pytest.raises(subprocess.CalledProcessError):
+        openssl(
+            "verify", "-CAfile", centre / "ca.crt", "-verify_hostname", "elsewhere.org", centre / "server.crt"
+        )
+    text = openssl("x509", "-in", centre / "server.crt", "-noout", "-text")
+    assert "CA:FALSE" in text and "TLS Web Server Authentication" in text
+
+
+def test_keys_are_for_their_owner_only(centre: Path) -> None:
+    assert mode(centre / "ca" / "ca.key") == mode(centre / "server.key") == 0o600
+    assert mode(centre / "ca.crt") == mode(centre / "server.crt") == 0o644
+    assert mode(centre) == mode(centre / "ca") == 0o700
+
+
+def test_nothing_is_overwritten_unless_renewal_is_asked_for(centre: Path, tmp_path: Path) -> None:
+    before = contents(centre)
+    for command in (["make-ca", centre], ["make-server-certificate", centre, "other.example.org"]):
+        code, _, said = run(*map(str, command))
+        assert (code, said.count("\n")) == (2, 1)
+        assert re.search(r"error: .*(ca|server)\.key exists and is not overwritten", said)
+    assert contents(centre) == before
+    code, _, said = run("make-server-certificate", centre, "other.example.org", "--renew")
+    assert code == 0, said
+    after = contents(centre)
+    assert after["server.key"] != before["server.key"]
+    (kept,) = (name for name in after if name.startswith("former/") and name.endswith("server.key"))
+    assert after[kept] == before["server.key"]
+    assert "OK" in openssl("verify", "-CAfile", centre / "ca.crt", centre / "server.crt")
+
+
+def test_a_site_s_key_and_its_renewal(tmp_path: Path) -> None:
+    site = tmp_path / "north"
+    code, said, _ = run("make-site-key", site, "north")
+    assert code == 0 and re.search(r"fingerprint.*: SHA256:\S{43}\n", said)
+    assert mode(site / "node.key") == 0o600
+    assert (site / "node.key.pub").read_text().startswith("ecdsa-sha2-nistp384 ")
+    first = (site / "node.key").read_bytes()
+    assert run("make-site-key", site, "north")[0] == 2
+    assert (site / "node.key").read_bytes() == first
+    assert run("make-site-key", site, "north", "--renew")[0] == 0
+    assert (site / "node.key").read_bytes() != first
+    assert [path.read_bytes() for path in (site / "former").rglob("node.key")] == [first]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["make-ca"], "name the centre's folder"),
+        (["make-ca", "c", "--days", "soon"], "--days soon"),
+        (["make-ca", "c", "--days"], "--days needs a value"),
+        (["make-server-certificate", "c"], "at least one DNS name"),
+        (["make-server-certificate", "c", "x.org"], "c/ca/ca.key is missing"),
+        (["make-site-key", "n", "no/rth"], "'no/rth' is no name for a site"),
+        (["start-superlink", "c"], "c/ca.crt is missing"),
+        (["start-superlink", "c", "--insecure"], "--insecure on 0.0.0.0 would let anybody in"),
+        (["start-superlink", "c", "--insecure", "--host", "192.0.2.7"], "on 192.0.2.7 would let anybody in"),
+        (["start-superlink", "c", "--force"], "--force goes with --insecure only"),
+        (["start-superlink", "c", "--port", "70000"], "'70000' is no port"),
+        (["start-supernode", "n", "--superlink", "h:1", "--name", "n"], "--data are all needed"),
+        (
+            ["start-supernode", "n", "--superlink", "https://h:1", "--name", "n", "--data", "."],
+            "without https",
+        ),
+        (["start-supernode", "n", "--superlink", "h:1", "--name", "n", "--data", "nowhere"], "no such file"),
+        (["start-supernode", "n", "--superlink", "h:1", "--name", "n", "--data", "."], "n/ca.crt is missing"),
+        (
+            ["start-supernode", "n", "--superlink", "h:1", "--name", "n", "--data", ".", "--insecure"],
+            "--insecure to h:1 would show models",
+        ),
+        (["register-site", "c"], "give the site's name"),
+        (["register-site", "c", "north", "k.pub"], "k.pub is missing"),
+        (["start-run", "c", "nothing.toml"], "nothing.toml is missing"),
+        (["start-run", "c"], "name the centre's folder and the configuration"),
+        (["stop-run", "c", "latest"], "'latest' is no number of a run"),
+    ],
+)
+def test_mistakes_are_one_line(
+    command: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, said = run(*command)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("error: ") and told in said
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    site = tmp_path / "north"
+    run("make-site-key", site, "north")
+    (site / "ca.crt").touch()
+    (site / "node.key").chmod(0o640)
+    code, _, said = run("start-supernode", site, "--superlink", "h:1", "--name", "north", "--data", tmp_path)
+    assert code == 2 and "node.key can be read by others (mode 640): chmod 600" in said
+
+
+def test_an_expired_certificate_is_refused_at_the_start(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for folder in (tmp_path / "centre", other):
+        assert run("make-ca", folder)[0] == 0
+        assert run("make-server-certificate", folder, "127.0.0.1")[0] == 0
+    (tmp_path / "centre" / "ca.crt").write_bytes((other / "ca.crt").read_bytes())
+    code, _, said = run("start-superlink", tmp_path / "centre", "--host", "127.0.0.1")
+    assert code == 2 and "expired or not signed by" in said and "--renew" in said
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(path.name for path in SCRIPTS.iterdir() if path.is_file() and not path.suffix),
+)
+def test_every_script_explains_itself(script: str) -> None:
+    code, said, _ = run(script, "--help")
+    assert code == 0 and said.startswith(f"Usage: {script} ") and len(said.splitlines()) >= 3
+    assert os.access(SCRIPTS / script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("path", "caller", "answer"),
+    [
+        ("/v1/fleet/pull-messages", "198.51.100.9", 200),
+        ("/health", "198.51.100.9", 200),
+        ("/v1/control/start-run", "198.51.100.9", 403),
+        ("/v1/control/register-node", "198.51.100.9", 403),
+        ("/v1/runtime/acquire-task", "198.51.100.9", 403),
+        ("/docs", "198.51.100.9", 403),
+        ("/v1/control/start-run", "127.0.0.2", 403),
+        ("/v1/control/start-run", "127.0.0.1", 200),
+        ("/v1/runtime/acquire-task", "127.0.0.1", 200),
+    ],
+)
+def test_other_machines_reach_what_supernodes_use_and_nothing_else(
+    path: str, caller: str, answer: int
+) -> None:
+    sent: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        sent.append(200)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        if "status" in message:
+            sent.append(message["status"])
+
+    scope = {"type": "http", "path": path, "client": (caller, 50000), "server": ("127.0.0.1", 9443)}
+    asyncio.run(FleetOnly(app)(scope, receive, send))
+    assert sent == [answer]
+
+
+def test_sites_get_unequal_shares_of_all_images(tmp_path: Path) -> None:
+    source = open_source("phantom", phantom_train=200, phantom_test=60)
+    partition = deal_unequally(source, 3)
+    for part, dealt in (("train", partition.train), ("test", partition.test)):
+        labels = source.labels("train" if part == "train" else "test")
+        assert sorted(np.concatenate(dealt).tolist()) == list(range(len(labels)))
+    sizes = [len(rows) for rows in partition.train]
+    assert sizes[0] > sizes[1] > sizes[2] > 20
+    mixes = [np.bincount(source.labels("train")[rows], minlength=8) / len(rows) for rows in partition.train]
+    assert abs(mixes[0] - mixes[1]).sum() > 0.3
+    files = [tmp_path / f"{site}.npz" for site in range(3)]
+    write_sites(source, partition, files)
+    with np.load(files[1], allow_pickle=False) as written:
+        assert (written["train_labels"] == source.labels("train")[partition.train[1]]).all()
+        assert (written["test_images"] == source.images("test", partition.test[1])).all()
+        assert written["class_names"].tolist() == list(source.info.class_names)

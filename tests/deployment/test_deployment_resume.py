@@ -1,0 +1,219 @@
+"""A server that is killed anywhere goes on and ends with the same models; a site's store is trusted when whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from flwr.app import Message
+from site_runs import NAMES, deploy, deployed, make_sites, outcome, read_json, reference, states
+from sites_grid import SiteNode, node_for
+
+from fedbicross_flwr import site_server
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.progress import EventLog
+from fedbicross_flwr.roster import Roster
+from fedbicross_flwr.site_server import SiteServer
+
+Step = tuple[str, int | None]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the app may catch it."""
+
+
+class Watch:
+    """Sees every step that is reported, and kills the process at one of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, stop: Step | None = None) -> None:
+        self.work: set[Step] = set()
+        report = EventLog.advance
+
+        def advance(log: EventLog, stage: str, done: int, total: int, *, client: int | None = None) -> None:
+            report(log, stage, done, total, client=client)
+            self.work.add((stage, client))
+            if (stage, client) == stop:
+                raise Killed
+
+        patch.setattr(EventLog, "advance", advance)
+
+
+TRAINING: list[Step] = [("training", client) for client in range(3)]
+
+
+def nodes_of(sites: Path) -> list[SiteNode]:
+    """The nodes of sites whose files are there."""
+    return [node_for(index, sites, name) for index, name in enumerate(NAMES)]
+
+
+def go_on(folder: Path, sites: Path) -> set[Step]:
+    """Run to the end; return the work that was done."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        deploy(deployed(folder), nodes_of(sites))
+    assert outcome(folder, sites) == outcome(*reference())
+    assert set(states(folder).values()) == {"done"}
+    return watch.work
+
+
+@pytest.mark.parametrize(
+    ("stop", "stage", "not_again"),
+    [
+        (("training", 1), "uploads", set()),
+        (("clustering", None), "method", {*TRAINING}),
+        (("synthesis, cluster 1", None), "method", {*TRAINING, ("clustering", None)}),
+        (("cross-cluster optimisation", None), "method", {*TRAINING, ("synthesis, cluster 0", None)}),
+        (("personalisation", 1), "shipping", {*TRAINING, ("cross-cluster optimisation", None)}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_killed_server_goes_on(tmp_path: Path, stop: Step, stage: str, not_again: set[Step]) -> None:
+    folder = tmp_path / "run"
+    make_sites(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        Watch(patch, stop)
+        deploy(deployed(folder), nodes_of(tmp_path))
+    assert read_json(folder / "roster.json")["stage"] == stage
+    assert not go_on(folder, tmp_path) & not_again
+
+
+@pytest.mark.parametrize("call", (1, 4, 6, 9, 11))
+def test_a_server_killed_while_it_writes_the_roster_goes_on(tmp_path: Path, call: int) -> None:
+    # Files and roster are written one after the other: any of the two may be the newer one.
+    folder, calls = tmp_path / "run", []
+    make_sites(tmp_path)
+    write = Roster.write
+
+    def killed(roster: Roster) -> None:
+        calls.append(roster.stage)
+        if len(calls) == call:
+            raise Killed
+        write(roster)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Roster, "write", killed)
+        deploy(deployed(folder), nodes_of(tmp_path))
+    go_on(folder, tmp_path)
+
+
+def test_scores_of_a_site_are_kept_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    nodes = make_sites(tmp_path)
+
+    def change(reply: Message) -> Message:
+        if "scores" in reply.content and (folder / "scores").exists():
+            raise Killed
+        return reply
+
+    for node in nodes:
+        node.change = change
+    with pytest.raises(Killed):
+        deploy(deployed(folder), nodes)
+    done = {path.name for path in (folder / "scores").iterdir()}
+    assert done == {"client-00.json"}
+    again = nodes_of(tmp_path)
+    deploy(deployed(folder), again)
+    assert [node.asked for node in again] == [["train"], *[["train", "train.personalise"]] * 2]
+    assert outcome(folder, tmp_path) == outcome(*reference())
+    assert len(read_json(folder / "metrics.json")["rows"][0]["clients"]) == 3
+
+
+def test_an_upload_that_was_damaged_before_the_method_is_asked_for_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    make_sites(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        Watch(patch, ("synthesis, cluster 1", None))
+        deploy(deployed(folder), nodes_of(tmp_path))
+    path = folder / "uploads" / "client-01.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert not go_on(folder, tmp_path) & {*TRAINING}, "the site has its model still"
+
+
+def test_an_outcome_that_was_damaged_is_learned_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    make_sites(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        Watch(patch, ("personalisation", 1))
+        deploy(deployed(folder), nodes_of(tmp_path))
+    path = folder / "models" / "cluster-1.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    go_on(folder, tmp_path)
+
+
+def test_other_settings_are_refused_and_windows_may_change(tmp_path: Path) -> None:
+    folder, _ = reference()
+    with pytest.raises(FedBiCrossError, match="belongs to a run with deployment.sites"):
+        SiteServer.open_sites(deployed(folder, deployment__sites="north, south, east"), folder)
+    config = deployed(folder, deployment__upload_window=5.0, deployment__min_sites=3, partition__clients=9)
+    assert SiteServer.open_sites(config, folder).finished
+
+
+def test_a_damaged_roster_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    SiteServer.open_sites(deployed(folder), folder)
+    (folder / "roster.json").write_text('{"stage": "uploads"')
+    with pytest.raises(FedBiCrossError, match=r"roster.json cannot be read"):
+        SiteServer.open_sites(deployed(folder), folder)
+
+
+# --- at the site
+
+
+@pytest.mark.parametrize("name", ["local", "personal"])
+def test_a_site_whose_model_was_damaged_makes_it_again(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    nodes = make_sites(tmp_path)
+    path = tmp_path / "south" / "store" / f"{name}.safetensors"
+
+    def change(reply: Message) -> Message | None:
+        """Damage the model once it is there, and lose the reply with the node."""
+        if path.exists() and nodes[1].activated == "first":
+            path.write_bytes(path.read_bytes()[:-50])
+            nodes[1].come_back()
+            return None
+        return reply
+
+    nodes[1].change = change
+    deploy(deployed(folder), nodes)
+    assert len(nodes[1].asked) == 3
+    assert outcome(folder, tmp_path) == outcome(*reference())
+
+
+def test_a_site_that_lost_its_store_trains_again_in_round_2(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    nodes = make_sites(tmp_path)
+
+    def script(look: int) -> None:
+        local = tmp_path / "south" / "store" / "local.safetensors"
+        if (folder / "outcome.json").exists() and not (folder / "scores").exists():
+            local.unlink(missing_ok=True)
+
+    deploy(deployed(folder), nodes, script)
+    assert outcome(folder, tmp_path) == outcome(*reference())
+
+
+def test_a_store_that_cannot_be_made_is_refused_before_any_training(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    nodes[1].config["store-path"] = str(tmp_path / "file" / "store")
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        deploy(deployed(folder), nodes)
+    assert states(folder)["south"] == "refused" and ("training", 1) not in watch.work
+    assert "cannot make the store the site's store" in (folder / "progress.jsonl").read_text()
+
+
+def test_an_error_that_nobody_foresaw_reaches_the_server_without_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError(f"{tmp_path}/patient-7.png")
+
+    nodes = make_sites(tmp_path)
+    monkeypatch.setattr("client_app.app.first_round", broken)
+    config = deployed(tmp_path / "run", deployment__upload_window=0.2)
+    with pytest.raises(FedBiCrossError, match="an unexpected RuntimeError ended the site's work") as caught:
+        deploy(config, nodes)
+    assert "patient-7" not in str(caught.value)
+    assert site_server.SiteServer.open_sites(config, tmp_path / "run").roster.stage == "failed"

@@ -1,0 +1,293 @@
+"""Sites that come late, die, come back, or are not who they should be: the run goes on with who is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from site_runs import (
+    NAMES,
+    cluster_models,
+    deploy,
+    deployed,
+    make_sites,
+    outcome,
+    read_json,
+    reference,
+    roster,
+    states,
+    without,
+)
+from sites_grid import node_for
+
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.progress import EventLog
+
+
+def is_reference(folder: Path, sites: Path) -> None:
+    """The run came to what an undisturbed one does."""
+    assert outcome(folder, sites) == outcome(*reference())
+
+
+def test_a_site_that_connects_late_in_the_window_is_waited_for(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    nodes[1].online = False
+
+    def script(look: int) -> None:
+        nodes[1].online = look > 5
+
+    grid = deploy(deployed(tmp_path / "run"), nodes, script)
+    assert grid.looks > 5
+    is_reference(tmp_path / "run", tmp_path)
+
+
+def test_a_node_that_dies_at_work_is_asked_again_when_it_is_back(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+
+    def script(look: int) -> None:
+        if look == 4:
+            nodes[1].online = True
+
+    nodes[1].change = once_lost(lambda: setattr(nodes[1], "online", False))
+    deploy(deployed(tmp_path / "run"), nodes, script)
+    assert nodes[1].asked == ["train", "train", "train.personalise"]
+    is_reference(tmp_path / "run", tmp_path)
+
+
+def once_lost(die: Callable[[], None]) -> Callable[[Message], Message | None]:
+    """A change that loses the first reply: the node dies while it sends it."""
+    calls: list[Message] = []
+
+    def change(reply: Message) -> Message | None:
+        calls.append(reply)
+        if len(calls) > 1:
+            return reply
+        die()
+        return None
+
+    return change
+
+
+def test_a_node_that_dies_in_round_2_is_shipped_its_model_again(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    died: list[int] = []
+
+    def change(reply: Message) -> Message | None:
+        if "scores" in reply.content and not died:
+            died.append(1)
+            nodes[2].online = False
+            return None
+        return reply
+
+    def script(look: int) -> None:
+        if died and not nodes[2].online:
+            died.append(look)
+            if len(died) > 4:
+                nodes[2].come_back()
+
+    nodes[2].change = change
+    deploy(deployed(tmp_path / "run"), nodes, script)
+    assert nodes[2].asked == ["train", "train.personalise", "train.personalise"]
+    is_reference(tmp_path / "run", tmp_path)
+
+
+def test_a_message_that_was_lost_with_a_quick_restart_is_sent_again(tmp_path: Path) -> None:
+    # The node was never seen offline; only the time of its activation says that it began anew.
+    nodes = make_sites(tmp_path)
+
+    def script(look: int) -> None:
+        if look == 4:
+            nodes[0].change = lambda reply: reply
+            nodes[0].come_back()
+
+    nodes[0].change = lambda reply: None
+    deploy(deployed(tmp_path / "run"), nodes, script)
+    assert nodes[0].asked == ["train", "train", "train.personalise"]
+    is_reference(tmp_path / "run", tmp_path)
+
+
+def run_without_west(tmp_path: Path) -> Path:
+    """A window that closes before the third site has come."""
+    nodes = make_sites(tmp_path)
+    nodes[2].online = False
+    folder = tmp_path / "run"
+    deploy(deployed(folder, deployment__upload_window=0.3, deployment__personal_window=0.3), nodes)
+    return folder
+
+
+def test_the_run_goes_on_without_a_site_and_says_so(tmp_path: Path) -> None:
+    folder = run_without_west(tmp_path)
+    assert states(folder) == {"north": "done", "south": "done", "west": "missing"}
+    assert "did not answer" in roster(folder)["west"]["reason"]
+    entry = read_json(folder / "run.json")["clients"][2]
+    assert entry["status"] == "failed" and "did not answer" in entry["reason"]
+    assert read_json(folder / "clustering.json")["clients"] == [0, 1]
+    assert "site west is missing" in (folder / "progress.jsonl").read_text()
+
+
+def test_a_late_site_joins_a_cluster_and_nothing_is_learned_anew(tmp_path: Path) -> None:
+    alone = run_without_west(tmp_path / "alone")
+    nodes = make_sites(tmp_path)
+    nodes[2].online = False
+    folder = tmp_path / "run"
+
+    def script(look: int) -> None:
+        nodes[2].online = (folder / "outcome.json").exists()
+
+    deploy(deployed(folder, deployment__upload_window=0.3), nodes, script)
+    assert set(states(folder).values()) == {"done"}
+    entry = roster(folder)["west"]
+    assert entry["late"] and entry["cluster"] in (0, 1)
+    assert nodes[2].asked == ["train", "train.personalise"]
+    assert cluster_models(folder) == cluster_models(alone)
+    assert read_json(folder / "clustering.json")["clients"] == [0, 1]
+    scored = {one["client"] for row in read_json(folder / "metrics.json")["rows"] for one in row["clients"]}
+    assert scored == {0, 1, 2}
+
+
+def test_a_finished_run_is_opened_again_for_who_is_missing_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_without_west(tmp_path)
+    before = cluster_models(folder)
+    stages: set[str] = set()
+    report = EventLog.advance
+
+    def advance(log: EventLog, stage: str, *arguments: Any, **options: Any) -> None:
+        stages.add(stage)
+        report(log, stage, *arguments, **options)
+
+    monkeypatch.setattr(EventLog, "advance", advance)
+    nodes = [node_for(index, tmp_path, name) for index, name in enumerate(NAMES)]
+    deploy(deployed(folder), nodes)
+    assert set(states(folder).values()) == {"done"}
+    assert [node.asked for node in nodes] == [["train"], ["train"], ["train", "train.personalise"]]
+    assert stages == {"training", "personalisation", "fine-tuning"}
+    assert cluster_models(folder) == before
+    # And once all have theirs, nobody is asked anything.
+    assert deploy(deployed(folder), nodes).looks == 0
+
+
+def test_too_few_uploads_end_the_run_in_one_line_and_the_same_command_opens_a_new_window(
+    tmp_path: Path,
+) -> None:
+    nodes = make_sites(tmp_path)
+    nodes[1].online = nodes[2].online = False
+    folder = tmp_path / "run"
+    config = deployed(folder)
+    with pytest.raises(
+        FedBiCrossError, match=r"1 upload\(s\) when the window closed, but .*min_sites = 2"
+    ) as caught:
+        deploy(without(config, upload_window=0.2), nodes)
+    assert "\n" not in str(caught.value) and "south: it did not answer" in str(caught.value)
+    content = read_json(folder / "roster.json")
+    assert content["stage"] == "failed" and content["reason"] == str(caught.value)
+    nodes[1].online = nodes[2].online = True
+    deploy(config, nodes)
+    assert nodes[0].asked == ["train", "train", "train.personalise"], "it is asked who it is"
+    is_reference(folder, tmp_path)
+
+
+def test_fewer_uploads_than_clusters_are_too_few(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)[:1]
+    config = deployed(tmp_path / "run", deployment__min_sites=1, deployment__upload_window=0.2)
+    with pytest.raises(FedBiCrossError, match=r"clustering.clusters = 2 needs 2"):
+        deploy(config, nodes)
+
+
+def test_two_nodes_of_one_name_are_told_and_the_first_stays(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    twin = node_for(7, tmp_path, "north", **{"store-path": str(tmp_path / "twin")})
+    folder = tmp_path / "run"
+    deploy(deployed(folder), [*nodes, twin])
+    told = [node.told for node in (nodes[0], twin) if node.told]
+    assert len(told) == 1 and "site-name = 'north' is that of another node" in told[0][0]
+    assert "site-name = 'north' is that of another node" in (folder / "progress.jsonl").read_text()
+    assert set(states(folder).values()) == {"done"}
+    assert cluster_models(folder) == cluster_models(reference()[0])
+
+
+def test_a_site_that_moved_to_another_node_is_the_same_site(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    moved = node_for(7, tmp_path, "north")
+    moved.online = False
+
+    def script(look: int) -> None:
+        if (tmp_path / "run" / "outcome.json").exists():
+            nodes[0].online, moved.online = False, True
+
+    deploy(deployed(tmp_path / "run"), [*nodes, moved], script)
+    assert nodes[0].asked == ["train"] and moved.asked == ["train", "train.personalise"]
+    assert not moved.told
+    is_reference(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"site-name": "nroth"}, "site-name = 'nroth' is none of the federation's sites (did you mean north"),
+        ({"site-name": ""}, "lacks site-name"),
+        ({"data-path": ""}, "lacks data-path"),
+    ],
+)
+def test_a_node_that_is_no_site_is_left_out(tmp_path: Path, change: dict[str, str], reason: str) -> None:
+    nodes = make_sites(tmp_path)
+    stranger = node_for(7, tmp_path, "north", **change)
+    folder = tmp_path / "run"
+    deploy(deployed(folder), [*nodes, stranger])
+    assert reason in (folder / "progress.jsonl").read_text()
+    assert stranger.asked == ["train"]
+    is_reference(folder, tmp_path)
+
+
+def test_a_refusal_is_not_waited_for_and_told_without_paths(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = make_sites(tmp_path)
+    Path(nodes[1].config["data-path"]).unlink()
+    folder = tmp_path / "run"
+    deploy(deployed(folder), nodes)
+    reason = roster(folder)["south"]["reason"]
+    assert states(folder) == {"north": "done", "south": "refused", "west": "done"}
+    assert reason.startswith("the site's data: no such file or folder")
+    assert str(tmp_path) not in (folder / "progress.jsonl").read_text()
+    assert f"{nodes[1].config['data-path']}: no such file" in caplog.text, "the site's own log names the file"
+
+
+def test_a_site_that_mends_its_data_and_starts_again_takes_part(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    path = Path(nodes[1].config["data-path"])
+    path.rename(tmp_path / "elsewhere.npz")
+    nodes[2].online = False  # keeps the window open
+
+    def script(look: int) -> None:
+        if look == 4:
+            (tmp_path / "elsewhere.npz").rename(path)
+            nodes[1].come_back()
+        nodes[2].online = look > 6
+
+    deploy(deployed(tmp_path / "run"), nodes, script)
+    assert nodes[1].asked == ["train", "train", "train.personalise"]
+    is_reference(tmp_path / "run", tmp_path)
+
+
+def test_a_client_app_that_fails_is_asked_again_but_not_for_ever(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    nodes[1].config = {}  # not even a name: in a simulation this would be a failing ClientApp
+    folder = tmp_path / "run"
+    nodes[1].change = crash
+    deploy(deployed(folder, deployment__upload_window=0.5, deployment__personal_window=0.3), nodes)
+    assert nodes[1].asked == ["train"] * 3
+    assert states(folder)["south"] == "missing"
+    assert "its ClientApp failed (killed)" in (folder / "progress.jsonl").read_text()
+
+
+def crash(reply: Message) -> Message:
+    """The reply of a node whose ClientApp was killed."""
+    made = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "killed"), reply_to=reply)
+    made.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+    return made
