@@ -36,7 +36,8 @@ def trajectory(seed: int) -> dict[int, Tensor]:
 
 def test_inversion() -> None:
     models = BENCH.models(2)
-    plain, generator = [], torch.Generator().manual_seed(3)
+    plain: list[Tensor] = []
+    generator = torch.Generator().manual_seed(3)
     noise = torch.randn((SMALL.images, 3, 28, 28), generator=generator)
     loop = reference.Inversion(copy.deepcopy(models), LABELS, noise, 0.05, 10.0, 2.5e-5, 2, generator, plain)
     config = SMALL.config(inversion__iterations=4).inversion
