@@ -129,8 +129,8 @@ def test_a_killed_process_leaves_a_folder_that_goes_on(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     kept = [path.name for path in (tmp_path / "run" / "stages").glob("*.safetensors")]
-    done = ("answers-0-0", "answers-0-1", "clustering", "synthesis-0-0", "synthesis-0-1")
-    assert sorted(kept) == [f"{name}.safetensors" for name in done]
+    stages = ("answers-0-0", "answers-0-1", "clustering", "synthesis-0-0", "synthesis-0-1")
+    assert sorted(kept) == [f"{name}.safetensors" for name in stages]
     assert go_on(tmp_path / "run") == from_step(6)
     assert outcome(tmp_path / "run") == outcome(reference())
 

@@ -1,0 +1,1 @@
+"""Speed and memory of the stages beside a plain reference; `python -m benchmarks --help`."""

@@ -1,0 +1,124 @@
+"""``python -m benchmarks``: speed and memory of the stages beside the plain reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cell import whole_cell
+from benchmarks.memory import peak_memory
+from benchmarks.sizes import PAPER, Sizes
+from benchmarks.stages import STAGES, Bench
+from benchmarks.timing import Timing, matrix_product_peak, time_stage
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.run_record import cpu_name, device_name, versions
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds, for two CPU cores.")] = False,
+    only: Annotated[str, typer.Option(help="Stages with commas between them, such as inversion,cell.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", metavar="FILE")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, or a PyTorch device.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Our arithmetic: auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Time every stage beside the plain reference, in turn, on this machine."""
+    compute = Compute.of(RuntimeConfig(device=device, precision=precision))
+    sizes = Sizes() if compute.device.type == "cpu" else PAPER
+    bench, console = Bench.here(sizes, compute), Console(width=110)
+    stages = {**STAGES, "cell": whole_cell}
+    wanted = chosen(only, [*stages, "memory"])
+    peaks = {
+        name: matrix_product_peak(compute, dtype, 1024 if compute.device.type == "cpu" else 8192)
+        for name, dtype in PRECISIONS.items()
+    }
+    timings = []
+    for name in stages:
+        if name in wanted:
+            console.print(f"timing {name} ...", highlight=False)
+            timings.append(time_stage(stages[name], bench, 3 if quick else 7))
+    console.print(timing_table(timings, peaks, compute))
+    content = {
+        **about(compute, sizes),
+        "peaks": peaks,
+        "stages": [dataclasses.asdict(one) for one in timings],
+    }
+    if "memory" in wanted:
+        content["memory"] = {side: peak_memory(side, sizes) for side in ("ours", "plain")}
+        console.print(memory_line(content["memory"]))
+    if out:
+        write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
+        console.print(f"figures: {out}", highlight=False)
+
+
+def chosen(only: str, names: list[str]) -> list[str]:
+    """Return the stages that were asked for; all if none were."""
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    if unknown := [word for word in words if word not in names]:
+        raise FedBiCrossError(f"--only {unknown[0]!r} is no stage; there are {', '.join(names)}")
+    return words or names
+
+
+def about(compute: Compute, sizes: Sizes) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": {
+            "device": device_name(compute),
+            "cpu": cpu_name(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "precision": compute.precision,
+        },
+        "versions": versions(),
+        "sizes": dataclasses.asdict(sizes),
+    }
+
+
+def timing_table(timings: list[Timing], peaks: dict[str, float], compute: Compute) -> Table:
+    """Return the table of all stages."""
+    title = f"{device_name(compute)}, {compute.precision}; the reference in float32"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for column in ("stage", "ours", "reference", "ratio", "rounds", "images/s", "of matrix peak"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for one in timings:
+        share = one.flops / one.ours / peaks[compute.precision]
+        table.add_row(
+            one.name,
+            f"{one.ours * 1e3:.1f} ms",
+            f"{one.plain * 1e3:.1f} ms",
+            f"{one.ratio:.2f}",
+            f"{one.spread[0]:.2f}-{one.spread[1]:.2f}",
+            f"{one.images:.0f}",
+            f"{share:.0%}",
+        )
+    products = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in peaks.items())
+    table.caption = f"matrix products here: {products}"
+    return table
+
+
+def memory_line(peaks: dict[str, int]) -> str:
+    """Return what the memory figures say."""
+    ours, plain = peaks["ours"], peaks["plain"]
+    return f"peak memory of stages 1 and 2: ours {ours / 2**20:.0f} MiB, reference {plain / 2**20:.0f} MiB"
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except FedBiCrossError as error:
+        raise SystemExit(f"error: {error}") from error

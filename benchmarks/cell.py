@@ -1,0 +1,95 @@
+"""A whole cell, from the clients' training to their personal models, both ways."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from benchmarks import reference
+from benchmarks.stages import Bench, Piece, Stage, void
+from fedbicross_flwr.cross_cluster import split_indices
+from fedbicross_flwr.distillation import personalise
+from fedbicross_flwr.inversion import balanced_labels
+from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
+from fedbicross_flwr.models import build_model
+from fedbicross_flwr.parallel import Check, side_by_side
+from fedbicross_flwr.progress import Silent
+from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.training import LabelledImages, train_client
+
+
+def whole_cell(bench: Bench) -> Stage:
+    """Return the cell; its figures are those of a cell, not of a step."""
+    sizes = bench.sizes
+    datas = [bench.data(sizes.client_images, client) for client in range(sizes.clients)]
+    images = sizes.clients * sizes.client_images
+
+    def ours(index: int) -> Piece:
+        return lambda: cell(bench, datas)
+
+    def plain(index: int) -> Piece:
+        return lambda: plain_cell(bench, datas)
+
+    name = f"whole cell, N = {sizes.clients}, K = {sizes.clusters}, T = {sizes.iterations}"
+    return Stage(name, ours, plain, 1, images, alone=True)
+
+
+def cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
+    """Do what a run does between reading images and scoring models."""
+    config = bench.sizes.config()
+
+    def upload(client: int, check: Check) -> ClientUpload:
+        model = train_client(datas[client], bench.task(client))
+        return ClientUpload(client, len(datas[client]), model.state)
+
+    uploads = side_by_side(upload, range(len(datas)), bench.workers)
+    task = ServerTask(bench.sizes.spec, config, bench.compute, Silent())
+    outcome = METHODS["fedbicross"].serve(uploads, task)
+
+    def distil(client: int, check: Check) -> None:
+        shipment = Shipment(outcome.models[outcome.assignment[client]], outcome.replay)
+        void(personalise(datas[client], shipment, uploads[client].state, bench.task(client)))
+
+    side_by_side(distil, range(len(datas)), bench.workers)
+
+
+def plain_cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
+    """Do the same by the reference; clients are dealt to clusters in turn."""
+    sizes, device = bench.sizes, bench.compute.device
+    models: list[nn.Module] = []
+    for data in datas:
+        model = build_model(sizes.spec, 0).to(device)
+        reference.train(model, bench.dealt(data, sizes.epochs), 0.02, 0.9, 5e-4)
+        models.append(model.eval())
+    students = plain_stages(bench, models)
+    for client, (data, model) in enumerate(zip(datas, models, strict=True)):
+        student = students[client % sizes.clusters]
+        teachers = (student, model)
+        dealt = bench.dealt(data, sizes.epochs)
+        reference.personalise(copy.deepcopy(student), teachers, dealt, 1e-3, 0.9, 5e-4, 0.5, 0.3)
+
+
+def plain_stages(bench: Bench, models: Sequence[nn.Module]) -> list[nn.Module]:
+    """Do stages 1 and 2 by the reference; return the students G_k."""
+    sizes, device = bench.sizes, bench.compute.device
+    labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
+    rows = split_indices(labels, 0.8)
+    clusters = []
+    for k in range(sizes.clusters):
+        members = models[k :: sizes.clusters]
+        noise = bench.noise(sizes.images, k)
+        inversion = reference.Inversion(
+            members, labels.to(device), noise, 0.05, 10.0, 2.5e-5, 2, torch.Generator()
+        )
+        inversion.run(sizes.iterations)
+        adapted = reference.adapt(members, [x.to(device) for x in inversion.trajectory], 0.9)
+        clusters.append(reference.Cluster(members, adapted, inversion.trajectory, *rows))
+    students = [build_model(sizes.spec, k).to(device).train() for k in range(sizes.clusters)]
+    weights = torch.full((sizes.clusters, sizes.clusters), 1 / sizes.clusters, device=device)
+    replay = reference.CrossCluster(clusters, students, weights, 20.0, 1e-3, 2e-3, 0.9, 5e-4)
+    for t in range(1, sizes.iterations + 1):
+        replay.step(t, sizes.iterations)
+    return students

@@ -1,0 +1,67 @@
+"""Peak memory of stages 1 and 2, each side in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.cell import plain_stages
+from benchmarks.sizes import Sizes
+from benchmarks.stages import Bench
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
+from fedbicross_flwr.models import state_of
+from fedbicross_flwr.progress import Silent
+
+
+def peak_memory(side: str, sizes: Sizes) -> int:
+    """Return the bytes that stages 1 and 2 add at their peak, as a process of its own finds them.
+
+    Parameters
+    ----------
+    side : {"ours", "plain"}
+    """
+    command = [sys.executable, "-m", "benchmarks.memory", side, json.dumps(dataclasses.asdict(sizes))]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def occupied(compute: Compute) -> int:
+    """Return the most bytes that were ever occupied: of the accelerator, or of this process."""
+    if compute.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(compute.device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # A process inherits `ru_maxrss` from the one that started it; this mark is its own.
+        mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(mark.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def measure(side: str, sizes: Sizes) -> int:
+    """Run stages 1 and 2 here; return the bytes that they added."""
+    bench = Bench.here(sizes, Compute.of(RuntimeConfig()))
+    models = bench.models(sizes.clients)
+    # The libraries load on first use; what they take is no stage's.
+    warm = bench.ensemble(models[:1])
+    bench.compute.logits(
+        warm.members[0], bench.compute.images(bench.noise(2)).requires_grad_()
+    ).sum().backward()
+    before = occupied(bench.compute)
+    if side == "ours":
+        uploads = [ClientUpload(client, 1, state_of(model)) for client, model in enumerate(models)]
+        METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, sizes.config(), bench.compute, Silent()))
+    else:
+        plain_stages(bench, models)
+    return occupied(bench.compute) - before
+
+
+if __name__ == "__main__":
+    print(measure(sys.argv[1], Sizes(**json.loads(sys.argv[2]))))

@@ -1,0 +1,137 @@
+"""The plain reference of the benchmarks and the software compute the same."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import reference
+from benchmarks.cell import plain_cell
+from benchmarks.sizes import Sizes
+from benchmarks.stages import STAGES, Bench
+from benchmarks.timing import time_stage
+from fedbicross_flwr.batch_norm import batch_norms, running
+from fedbicross_flwr.compute import Compute, cpu_threads
+from fedbicross_flwr.cross_cluster import Source, Target, split_indices
+from fedbicross_flwr.cross_weights import project_onto_simplex
+from fedbicross_flwr.distillation import personalise
+from fedbicross_flwr.inversion import balanced_labels, invert
+from fedbicross_flwr.models import build_model, load_state, state_of
+from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
+from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.training import batches
+
+SMALL = Sizes(width=4, members=2, images=20, clusters=2, batch=8, steps=2, clients=4, iterations=2)
+BENCH = Bench(SMALL, Compute(torch.device("cpu")), workers=2)
+LABELS = balanced_labels(SMALL.images, torch.ones(8))
+
+
+def trajectory(seed: int) -> dict[int, Tensor]:
+    return {t: BENCH.noise(SMALL.images, 10 * seed + t) for t in range(1, SMALL.steps + 1)}
+
+
+def test_inversion() -> None:
+    models = BENCH.models(2)
+    plain: list[Tensor] = []
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn((SMALL.images, 3, 28, 28), generator=generator)
+    loop = reference.Inversion(copy.deepcopy(models), LABELS, noise, 0.05, 10.0, 2.5e-5, 2, generator, plain)
+    config = SMALL.config(inversion__iterations=4).inversion
+    last = loop.run(4)
+    made = invert(
+        BENCH.ensemble(models), LABELS, 3, range(5), config, torch.Generator().manual_seed(3), BENCH.compute
+    )
+    # Adam's first steps have the size of lr whatever the gradient: where it is nearly zero, rounding decides.
+    moved = (made.images - noise).abs().mean()
+    assert (made.images - last).abs().mean() < 1e-3 * moved
+    for t, images in enumerate(plain, start=1):
+        assert (made.iterates[t] - images).abs().mean() < 1e-3 * moved
+    terms = made.diagnostics[:, :3] @ torch.tensor([1.0, 10.0, 2.5e-5])
+    torch.testing.assert_close(terms, torch.tensor(loop.losses), rtol=1e-4, atol=1e-4)
+
+
+def test_noise_adaptation() -> None:
+    models, seen = BENCH.models(2), trajectory(0)
+    adapted = reference.adapt(models, list(seen.values()), 0.9)
+    ensemble = BENCH.ensemble(models)
+    with torch.no_grad(), adapt_statistics(ensemble, seen, SMALL.config().teacher, BENCH.compute):
+        for ours, plain in zip(ensemble.members, adapted, strict=True):
+            for first, second in zip(batch_norms(ours), batch_norms(plain), strict=True):
+                for one, other in zip(running(first), running(second), strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_inner_and_outer_step() -> None:
+    groups, rows = [BENCH.models(2, seed) for seed in (0, 1)], split_indices(LABELS, 0.8)
+    seen = [trajectory(seed) for seed in (0, 1)]
+    config = SMALL.config(cross_cluster__lr=0.05, cross_cluster__weight_lr=0.5)
+    students: list[nn.Module] = [build_model(SMALL.spec, seed) for seed in (0, 1)]
+    parts = [
+        reference.Cluster(models, reference.adapt(models, list(one.values()), 0.9), list(one.values()), *rows)
+        for models, one in zip(groups, seen, strict=True)
+    ]
+    weights = torch.full((2, 2), 0.5)
+    loop = reference.CrossCluster(
+        parts, [copy.deepcopy(one).train() for one in students], weights.clone(), 20.0, 0.05, 0.5, 0.9, 5e-4
+    )
+    sources = []
+    for models, one in zip(groups, seen, strict=True):
+        answers = teacher_scores(BENCH.ensemble(models), one, [1, 2], config.teacher, BENCH.compute)
+        sources.append(Source(one, *answers, *rows))
+    targets = [
+        Target(k, student, weights[k].clone(), config.cross_cluster, BENCH.compute)
+        for k, student in enumerate(students)
+    ]
+    for t in (1, 2):
+        loop.step(t, SMALL.steps)
+        for target in targets:
+            target.step(sources, t, SMALL.steps, 0.05, torch.Generator())
+    for k, target in enumerate(targets):
+        torch.testing.assert_close(target.weights, loop.weights[k], rtol=1e-3, atol=1e-5)
+        assert (target.weights - 0.5).abs().max() > 1e-4, "the weights must have moved"
+        for first, second in zip(target.parameters, loop.students[k].parameters(), strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_personal_distillation() -> None:
+    data, task = BENCH.data(24), BENCH.task(0)
+    cluster, own = BENCH.models(2)
+    made = personalise(data, Shipment(state_of(cluster)), state_of(own), task)
+    # The reference is given the order that the software draws.
+    order = torch_generator(task.config.seed, "personalisation", 0)
+    dealt = [
+        (data.images[rows], data.labels[rows])
+        for _ in range(SMALL.epochs)
+        for rows in batches(len(data), SMALL.batch, order)
+    ]
+    student = copy.deepcopy(cluster)
+    before = copy.deepcopy(student)
+    losses = reference.personalise(student, (cluster, own), dealt, 1e-3, 0.9, 5e-4, 0.5, 0.3)
+    assert len(losses) == 6
+    expected = load_state(SMALL.spec, made)
+    for one, other in zip(expected.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    pairs = zip(student.parameters(), before.parameters(), strict=True)
+    assert any(not torch.allclose(one, other, atol=1e-3) for one, other in pairs)
+
+
+@pytest.mark.parametrize("vector", [[0.2, 0.3, 0.5], [3.0, -1.0, 0.2], [0.4, 0.4, 0.4], [-5.0, -5.0, -4.9]])
+def test_the_reference_projects_as_the_software_does(vector: list[float]) -> None:
+    point = torch.tensor(vector)
+    torch.testing.assert_close(reference.onto_simplex(point), project_onto_simplex(point), atol=1e-5, rtol=0)
+
+
+def test_every_stage_can_be_timed() -> None:
+    with cpu_threads(1):
+        for make in STAGES.values():
+            timing = time_stage(make, BENCH, 1)
+            assert timing.ours > 0 and timing.plain > 0 and timing.flops > 0, timing.name
+
+
+def test_the_reference_does_a_whole_cell() -> None:
+    with cpu_threads(1):
+        plain_cell(BENCH, [BENCH.data(16, client) for client in range(4)])
