@@ -101,6 +101,9 @@ def compare(
     flower: Annotated[
         bool, typer.Option("--flower", help="Each run under Flower and Ray; the numbers are the same.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(help="Runs at once, by Ray; each with its share of the cores or a GPU.", min=1)
+    ] = 1,
 ) -> None:
     """Run all methods on the same uploads, and write one table."""
     # See `simulate`.
@@ -114,7 +117,8 @@ def compare(
     images = [data_settings(one, data_root) for one in data or [""]]
     folder = out.expanduser().resolve()
     cells = cells_of(base, images, clients, alphas)
-    sys.exit(compare_all(plan_runs(base, cells, variants_named(methods), seeds, folder), flower, folder))
+    runs = plan_runs(base, cells, variants_named(methods), seeds, folder)
+    sys.exit(compare_all(runs, flower, folder, jobs))
 
 
 @app.command()

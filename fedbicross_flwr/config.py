@@ -326,6 +326,12 @@ class RuntimeConfig:
     reply_timeout: float = setting(
         86400.0, "seconds that the server waits for a round's replies", above=0.0, shapes_result=False
     )
+    tracker: str = setting(
+        "none",
+        "where a finished run is logged besides its folder: `tensorboard` (in the run's folder) or `mlflow`",
+        choices=("none", "tensorboard", "mlflow"),
+        shapes_result=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ name of a file may be that of a patient.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,10 +41,17 @@ def path_free(text: str, places: Mapping[str, Path]) -> str:
     return " ".join(OTHER_PATH.sub("a path of the site", text).split())
 
 
+def is_there(path: str) -> bool:
+    """Return whether there is such a file, folder or link, whatever it leads to."""
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):  # too long a name, or a zero byte
+        return False
+
+
 def spellings(path: Path) -> Iterator[str]:
-    """Yield the ways in which a message may write a path."""
-    yield str(path)
-    yield str(path.expanduser())
+    """Yield the ways in which a message may write a path: messages write absolute ones."""
+    yield str(path.expanduser().absolute())
     yield str(path.expanduser().resolve())
 
 
@@ -58,12 +66,11 @@ def replace_below(text: str, root: str, word: str) -> str:
 
 
 def end_of_path(text: str, start: int, least: int) -> int:
-    """Return where a path ends: names may hold spaces and colons, so the longest that exists is taken."""
-    for end in range(len(text), least, -1):
-        try:
-            if Path(text[start:end]).exists():
-                return end
-        except (OSError, ValueError):  # too long a name, or a zero byte
-            continue
-    found = END.search(text, least)
+    """Return where a path ends.
+
+    Names may hold spaces and colons, so the longest path that exists is taken; what follows up to a space
+    or a colon is the name of a file that does not.
+    """
+    exist = (end for end in range(len(text), least, -1) if is_there(text[start:end]))
+    found = END.search(text, next(exist, least))
     return found.start() if found else len(text)

@@ -26,8 +26,8 @@ class SiteEntry:
     """What is known of one site.
 
     `cluster` is there once it has one; `late` says that its upload came after the method had begun, `held`
-    that the method was to do without it; `flags` say in which way its upload is unlike the others'; `uploaded`
-    and `done` are times.
+    that the method was to do without it; `flags` say in which way its upload is unlike the others';
+    `uploaded` and `done` are times.
     """
 
     site: str

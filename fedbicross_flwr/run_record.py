@@ -34,7 +34,8 @@ PACKAGES = ("fedbicross", "flwr", "ray", "torch", "torchvision", "numpy", "sciki
 class ClientRecord:
     """What the server knows of one client.
 
-    `reason` says why the run went on without it; `scores` is row -> protocol -> metrics.
+    `reason` says why the run went on without it; `flags` in which way its upload is unlike the others';
+    `scores` is row -> protocol -> metrics.
     """
 
     client: int
@@ -43,6 +44,7 @@ class ClientRecord:
     bytes_sent: int = 0
     bytes_received: int = 0
     reason: str = ""
+    flags: list[str] = field(default_factory=list)
     scores: RowScores = field(default_factory=dict)
 
 
@@ -174,6 +176,8 @@ def client_entry(record: ClientRecord, facts: Mapping[str, Any]) -> dict[str, An
     """Return one client as ``run.json`` lists it, with the `facts` that the federation knows of it."""
     entry = asdict(record)
     del entry["scores"]
+    if not record.flags:  # as in every simulation
+        del entry["flags"]
     accuracy = entry.pop("validation_accuracy")
     entry["local_validation_accuracy"] = None if accuracy is None or math.isnan(accuracy) else accuracy
     return {**entry, "status": "failed" if record.reason else "ok", **facts}

@@ -33,6 +33,7 @@ from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metri
 from fedbicross_flwr.server_rows import server_scores
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site_store import RowScores
+from fedbicross_flwr.trackers import check_tracker, track
 from fedbicross_flwr.uploads import check_subspace, check_upload
 
 
@@ -63,6 +64,9 @@ class Server:
     outcome: ServerOutcome | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        check_tracker(self.config.runtime)
 
     @classmethod
     def open(cls, config: RunConfig, path: Path, runner: str) -> Server:
@@ -243,6 +247,7 @@ class Server:
         write_run(self.folder, self.config, self.federation, records, seconds, self.runner, self.extra)
         report = write_report(self.folder.path)
         self.folder.drop_stages()
+        track(self.config, self.folder.path, self.progress)
         return report
 
 

@@ -27,7 +27,7 @@ class Site:
     client : int
         Its place there.
     data : Path
-        Its images.
+        Its images; an absolute path, as the store is.
     store : Path
         Where it keeps f_i and its personal model.
     """
@@ -58,7 +58,7 @@ class Site:
                 f"site-name = {name!r} is none of the federation's sites{near_names(name, sites)}; ask the "
                 "coordinating centre for the name in deployment.sites"
             )
-        return cls(name, sites.index(name), Path(data).expanduser(), store_of(node_config, name))
+        return cls(name, sites.index(name), Path(data).expanduser().absolute(), store_of(node_config, name))
 
     def open_store(self) -> Path:
         """Make the store, for its owner alone, and try to write there, before any time is spent on training.
@@ -84,7 +84,7 @@ class Site:
 def store_of(node_config: Mapping[str, Any], name: str) -> Path:
     """Return the store that a node configuration names, or the usual one."""
     given = str(node_config.get("store-path", "")).strip()
-    return (Path(given) if given else STORES / name).expanduser()
+    return (Path(given) if given else STORES / name).expanduser().absolute()
 
 
 def places_of(node_config: Mapping[str, Any]) -> dict[str, Path]:

@@ -354,8 +354,8 @@ class SiteServer(Server):
                 entry.reason = "it did not answer while the window was open"
                 self.progress.note(f"site {entry.site} is missing: {entry.reason}")
             self.clients[entry.client].reason = "" if entry.state == "done" else entry.reason
+            self.clients[entry.client].flags = entry.flags
         done = [self.clients[entry.client] for entry in self.roster.sites if self.is_done(entry.client)]
-        self.extra["sites"] = {entry.site: entry.flags for entry in self.roster.sites if entry.flags}
         report = self.write_results(done, rounds)
         self.roster.enter("finished")
         return report

@@ -28,6 +28,7 @@ from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.server import open_run, payload_bytes
 from fedbicross_flwr.server_rows import add_row
 from fedbicross_flwr.site_store import SiteStore
+from fedbicross_flwr.trackers import track
 from fedbicross_flwr.training import ClientTask, predict_logits, train_client
 
 KEY = "central"
@@ -121,4 +122,6 @@ def write_folder(
     """Write what a run leaves behind; return the path of the report."""
     write_metrics(folder, {KEY: ROW}, clients, model_bytes, 0)
     write_run(folder, config, data, clients, {**seconds, "total": sum(seconds.values())}, "in-process")
-    return write_report(folder.path)
+    report = write_report(folder.path)
+    track(config, folder.path, EventLog(folder.path / "progress.jsonl"))
+    return report

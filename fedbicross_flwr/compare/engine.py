@@ -1,4 +1,7 @@
-"""Makes the runs of a comparison one after another: what is finished is kept, a failure stops no other."""
+"""Makes the runs of a comparison: what is finished is kept, a failure stops no other.
+
+One after another here, and several at once in `fedbicross_flwr.compare.at_once`.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ from fedbicross_flwr.report.units import duration
 from fedbicross_flwr.run_folder import RunFolder, check_folder, drop_shared_stages, make_writable
 from fedbicross_flwr.server import open_run
 from fedbicross_flwr.simulate import FlowerRunError, run_it
+from fedbicross_flwr.trackers import check_tracker
 
 FAILED = "failed.json"
 
@@ -45,24 +49,42 @@ class Failure:
     error: str
 
 
+@dataclass(frozen=True)
+class Done:
+    """A run that is over: how long it took, why it failed if it did, and what a user should know of it."""
+
+    run: PlannedRun
+    seconds: float
+    failure: Failure | None
+    notes: tuple[str, ...]
+
+    def lines(self, left: str) -> str:
+        """Return what is said of it behind its title; `left` is a phrase for what is left."""
+        took = duration(self.seconds)
+        first = f"failed after {took}: {self.failure.error}\n" if self.failure else f"{took}{left}\n"
+        return "".join([first, *(f"    {note}\n" for note in self.notes)])
+
+
 def say_at_once(text: str) -> None:
     """Print a piece of text as it is."""
     print(text, end="", flush=True)
 
 
-def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path) -> int:
-    """Check everything, make all runs, write the table; return the exit status of the command.
+def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int = 1) -> int:
+    """Check everything, make all runs, up to `jobs` at once, write the table; return the exit status.
 
     Raises
     ------
     FedBiCrossError
         For a mistake in any run, before the first one starts; or when the disk is full.
     """
-    # Here, as the table is needed in the end only.
+    # Here, as the table is needed in the end only, and as the other module takes from this one.
+    from fedbicross_flwr.compare.at_once import check_jobs, make_at_once
     from fedbicross_flwr.compare.tables import write_comparison
 
+    check_jobs(runs, flower, jobs)
     check_runs(runs, flower, out)
-    failures = make_runs(runs, flower)
+    failures = make_runs(runs, flower) if jobs == 1 else make_at_once(runs, jobs, say_at_once)
     for failure in failures:
         print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
     if not failures:
@@ -74,7 +96,7 @@ def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path) -> int:
 
 
 def check_runs(runs: Sequence[PlannedRun], flower: bool, out: Path) -> None:
-    """Find every mistake before the first run starts: methods, data, partitions, device, folders.
+    """Find every mistake before the first run starts: methods, tracker, data, partitions, device, folders.
 
     Raises
     ------
@@ -88,6 +110,7 @@ def check_runs(runs: Sequence[PlannedRun], flower: bool, out: Path) -> None:
             check_rounds(run.config, "flower")
         elif not run.central:
             method_named(run.config.method)
+        check_tracker(run.config.runtime)
     make_writable(out)
     fingerprints: dict[tuple[str, int], str] = {}
     for run in runs:
@@ -143,19 +166,33 @@ def make_runs(runs: Sequence[PlannedRun], flower: bool = False, say: Say = say_a
             pace.note(run.variant.name, total_seconds(run.folder))
             say("finished before\n")
             continue
-        start = time.perf_counter()
-        shown = Notes(run.folder / "progress.jsonl")
-        failure = make_run(run, flower)
-        seconds = time.perf_counter() - start
-        pace.note(run.variant.name, None if failure else seconds)
-        if failure:
-            failures.append(failure)
-            say(f"failed after {duration(seconds)}: {failure.error}\n")
-        else:
-            say(f"{duration(seconds)}{pace.left()}\n")
-        for note in shown.new():
-            say(f"    {note}\n")
+        done = timed_run(run, flower)
+        pace.note(run.variant.name, None if done.failure else done.seconds)
+        if done.failure:
+            failures.append(done.failure)
+        say(done.lines(pace.left()))
     return failures
+
+
+def skip_finished(runs: Sequence[PlannedRun], pace: Pace, say: Say) -> list[PlannedRun]:
+    """Tell of the runs that were finished before, and return the others."""
+    others, over = [], 0
+    for run in runs:
+        if RunFolder(run.folder).finished:
+            over += 1
+            pace.note(run.variant.name, total_seconds(run.folder))
+            say(f"{over}/{len(runs)} {run.title} ... finished before\n")
+        else:
+            others.append(run)
+    return others
+
+
+def timed_run(run: PlannedRun, flower: bool = False) -> Done:
+    """Make one run and say what came of it; see `make_run`."""
+    start = time.perf_counter()
+    shown = Notes(run.folder / "progress.jsonl")
+    failure = make_run(run, flower)
+    return Done(run, time.perf_counter() - start, failure, tuple(shown.new()))
 
 
 def make_run(run: PlannedRun, flower: bool) -> Failure | None:
@@ -166,9 +203,8 @@ def make_run(run: PlannedRun, flower: bool) -> Failure | None:
     FedBiCrossError
         When the disk is full.
     """
-    failed = run.folder / FAILED
     try:
-        failed.unlink(missing_ok=True)
+        (run.folder / FAILED).unlink(missing_ok=True)
         start_run(run, flower)
     except Exception as error:
         if disk_is_full(error):
@@ -177,10 +213,15 @@ def make_run(run: PlannedRun, flower: bool) -> Failure | None:
             ) from error
         known = isinstance(error, FedBiCrossError | FlowerRunError)
         reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
-        trace = {} if known else {"traceback": traceback.format_exc()}
-        write_bytes(failed, json.dumps({"error": reason, **trace}, indent=1).encode())
-        return Failure(run, reason)
+        return note_failure(run, reason, "" if known else traceback.format_exc())
     return None
+
+
+def note_failure(run: PlannedRun, reason: str, trace: str = "") -> Failure:
+    """Write into a run's folder why it failed."""
+    content = {"error": reason, "traceback": trace} if trace else {"error": reason}
+    write_bytes(run.folder / FAILED, json.dumps(content, indent=1).encode())
+    return Failure(run, reason)
 
 
 def start_run(run: PlannedRun, flower: bool) -> None:
@@ -229,22 +270,22 @@ class Pace:
     Parameters
     ----------
     waiting : list of str
-        Variants of the runs that are still to be made, in order.
+        Variants of the runs that are still to be made.
     """
 
     waiting: list[str]
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def note(self, variant: str, seconds: float | None) -> None:
-        """Note that the next run is over; None when its time says nothing."""
-        self.waiting = self.waiting[1:]
+        """Note that a run of a variant is over; None when its time says nothing."""
+        self.waiting.remove(variant)
         if seconds is not None:
             self.seconds.setdefault(variant, []).append(seconds)
 
-    def left(self) -> str:
-        """Return a phrase for what is left, empty when nothing is or nothing is known."""
+    def left(self, jobs: int = 1) -> str:
+        """Return a phrase for what is left with so many runs at once; empty when nothing is, or is known."""
         known = [second for several in self.seconds.values() for second in several]
         if not self.waiting or not known:
             return ""
         total = sum(fmean(self.seconds.get(variant, known)) for variant in self.waiting)
-        return f", about {duration(total)} left"
+        return f", about {duration(total / min(jobs, len(self.waiting)))} left"

@@ -31,7 +31,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Client:
-    """One client: what it holds, whether it answered, and what it sent and received."""
+    """One client: what it holds, whether it answered, and what it sent and received.
+
+    Of a deployment `site` is its name, and `flags` say in which way its upload is unlike the others'.
+    """
 
     client: int
     ok: bool
@@ -41,6 +44,13 @@ class Client:
     local_validation_accuracy: float | None
     bytes_sent: int
     bytes_received: int
+    site: str = ""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Return what a sentence calls it."""
+        return f"client {self.client} ({self.site})" if self.site else f"client {self.client}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,6 +107,7 @@ def _dataset(node: Node) -> Dataset:
 def _client(node: Node, classes: int) -> Client:
     samples, counts = node.get("num_samples"), node.get("class_counts")
     accuracy = node.get("local_validation_accuracy")
+    site, flags = node.get("site"), node.get("flags")
     return Client(
         client=node["client"].integer(),
         ok=_one_of(node["status"], STATUSES) == "ok",
@@ -116,6 +117,8 @@ def _client(node: Node, classes: int) -> Client:
         local_validation_accuracy=accuracy.number(0, 1) if accuracy else None,
         bytes_sent=node["bytes_sent"].integer(),
         bytes_received=node["bytes_received"].integer(),
+        site=site.text() if site else "",
+        flags=tuple(flag.text() for flag in flags.list()) if flags else (),
     )
 
 

@@ -176,10 +176,14 @@ def warnings(run: RunRecord) -> tuple[str, ...]:
     if not run.finished:
         found.append("This run has not finished; what is shown here is what it has written so far.")
     for client in run.failed:
-        found.append(f"Client {client.client} failed: {client.reason or 'no reason was recorded'}.")
+        title = client.title[0].upper() + client.title[1:]
+        found.append(f"{title} failed: {client.reason or 'no reason was recorded'}.")
     if run.failed:
         number = count(len(run.clients) - len(run.failed), "client")
         found.append(f"The run went on with {number}; the numbers below are theirs.")
+    for client in run.clients:
+        if client.flags:
+            found.append(f"The upload of {client.title} is unlike the others: {'; '.join(client.flags)}.")
     return tuple(found)
 
 

@@ -22,8 +22,12 @@ LOCAL = {
     "data.path",
     "data.root",
     "data.download",
+    "deployment.min_sites",
+    "deployment.upload_window",
+    "deployment.personal_window",
     "runtime.reply_timeout",
     "runtime.server_threads",
+    "runtime.tracker",
 }
 
 
@@ -118,6 +122,10 @@ def test_direct_construction_is_checked_too() -> None:
         RunConfig().seed = 3  # type: ignore[misc]
 
 
+SITES: dict[str, Any] = {"deployment.sites": "north, south, west", "deployment.class_names": "round, angular"}
+"""Without sites, nothing of the section is read."""
+
+
 def other_value(key: str) -> Any:
     declared = DECLARED[key]
     default, choices = declared.default, declared.metadata["choices"]
@@ -125,20 +133,21 @@ def other_value(key: str) -> Any:
         return next(word for word in choices if word != default)
     if isinstance(default, bool):
         return not default
-    if key == "data.phantom_channels":
+    if key in ("data.phantom_channels", "deployment.channels"):
         return 1
     if key in ("data.name", "model.name", "runtime.device"):
         return "other"
     if isinstance(default, str):
-        return default + "x"
+        return SITES.get(key, default) + "x"
     high = declared.metadata["high"]
     return default / 2 if isinstance(default, float) and high is not None and default > 0 else default + 1
 
 
 @pytest.mark.parametrize("key", DECLARED)
 def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
-    changed = RunConfig.from_flat({key: other_value(key)})
-    assert (changed.fingerprint() == RunConfig().fingerprint()) is (key in LOCAL)
+    base = SITES if key.startswith("deployment.") else {}
+    changed = RunConfig.from_flat({**base, key: other_value(key)})
+    assert (changed.fingerprint() == RunConfig.from_flat(base).fingerprint()) is (key in LOCAL)
 
 
 def test_read_toml_flattens_tables(tmp_path: Path) -> None:

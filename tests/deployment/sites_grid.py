@@ -126,7 +126,7 @@ class SitesGrid(Grid):
             text = f"{type(error)}:<'{error}'>"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=message)
         if message.metadata.message_type == "query.refused":
-            node.told.append(str(message.content["config"]["reason"]))  # type: ignore[index]
+            node.told.append(str(message.content["config"]["reason"]))
             return None
         self.replies.append((node.id, reply))
         return node.change(reply)

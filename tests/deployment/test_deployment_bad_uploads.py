@@ -1,4 +1,4 @@
-"""What comes from a site is foreign: it is checked, refused with its reason, flagged, held back; others go on."""
+"""What comes from a site is foreign: it is checked, refused with its reason, flagged, or held back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from site_runs import (
 )
 from sites_grid import SiteNode, node_for
 
-from fedbicross_flwr import site_server
 from fedbicross_flwr.artifacts import read_tensors
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
@@ -32,6 +31,9 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
 from fedbicross_flwr.progress import Silent
+from fedbicross_flwr.report import load_run
+from fedbicross_flwr.report.view import warnings
+from fedbicross_flwr.server import Server
 from fedbicross_flwr.upload_flags import check_sound, find_flags
 
 Spoil = Callable[[Message], None]
@@ -116,7 +118,7 @@ def with_more(
     sites = ", ".join([*NAMES, *changes])
     deploy(
         deployed(
-            folder, deployment__sites=sites, deployment__upload_window=4.0, deployment__personal_window=2.0
+            folder, deployment__sites=sites, deployment__upload_window=0.5, deployment__personal_window=0.3
         ),
         nodes,
     )
@@ -244,7 +246,7 @@ def test_a_model_that_says_one_thing_is_flagged_unless_most_do() -> None:
 
 
 def test_a_model_that_contradicts_all_others_is_flagged() -> None:
-    one, two, three = trained()
+    one, two, _ = trained()
     turned = {**two, "fc.weight": two["fc.weight"].flip(0) * 4, "fc.bias": two["fc.bias"].flip(0) * 4}
     alike = {**one, "fc.weight": one["fc.weight"] * 4, "fc.bias": one["fc.bias"] * 4}
     found = flags_of([alike, alike, turned, alike, alike])
@@ -277,7 +279,13 @@ def test_an_outlying_upload_takes_part_and_is_pointed_out(tmp_path: Path) -> Non
     entry = roster(folder)["west"]
     assert entry["state"] == "done" and "the norm of its weights" in entry["flags"][0] and not entry["held"]
     assert "the upload of site west is outlying" in (folder / "progress.jsonl").read_text()
-    assert read_json(folder / "run.json")["sites"] == {"west": entry["flags"]}
+    assert [one.get("flags") for one in read_json(folder / "run.json")["clients"]] == [
+        None,
+        None,
+        entry["flags"],
+    ]
+    (warning,) = warnings(load_run(folder))
+    assert warning.startswith("The upload of client 2 (west) is unlike the others: the norm of its weights")
     assert read_json(folder / "clustering.json")["clients"] == [0, 1, 2]
     for path in folder.glob("models/*.safetensors"):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in read_tensors(path)[0].values())
@@ -304,14 +312,14 @@ def test_holding_back_all_but_too_few_is_one_line(tmp_path: Path) -> None:
 def test_an_outlying_upload_that_breaks_the_method_is_held_back_whatever_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = site_server.Server.run_method
+    run = Server.run_method
 
-    def diverging(server: site_server.Server) -> Any:
+    def diverging(server: Server) -> Any:
         if any(upload.client == 2 for upload in server.method_uploads()):
             raise FedBiCrossError("the cross-cluster optimisation diverged")
         return run(server)
 
-    monkeypatch.setattr(site_server.Server, "run_method", diverging)
+    monkeypatch.setattr(Server, "run_method", diverging)
     folder = outlying(tmp_path)
     assert roster(folder)["west"]["held"] and set(states(folder).values()) == {"done"}
     assert "run again without outlying uploads" in (folder / "progress.jsonl").read_text()

@@ -1,4 +1,4 @@
-"""A deployment gives the numbers of the simulation of the same split, and its record keeps what is the sites'."""
+"""A deployment gives the numbers of the simulation of the same split; its record keeps to what may leave."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_a_store_that_is_read_only_is_refused(tmp_path: Path, monkeypatch: pytes
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    with pytest.raises(FedBiCrossError, match="cannot write .*store.*Read-only file system"):
+    with pytest.raises(FedBiCrossError, match=r"cannot write .*store.*Read-only file system"):
         site.open_store()
 
 
@@ -178,13 +178,15 @@ def test_a_path_is_replaced_up_to_its_end_though_its_name_has_spaces_and_colons(
     assert said == "the site's data: is 30x30 pixels; see the site's store"
 
 
-def test_a_relative_and_a_linked_path_are_replaced_as_well(
+def test_a_relative_path_is_made_absolute_and_a_linked_one_is_known_by_both_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path)
-    for text in ("link/a.png is bad", f"{tmp_path}/real/a.png is bad", f"{tmp_path}/link/a.png is bad"):
+    site = Site.of(config(), {"site-name": "north", "data-path": "link", "store-path": "store"})
+    assert (site.data, site.store) == (tmp_path / "link", tmp_path / "store")
+    for text in (f"{tmp_path}/real/a.png is bad", f"{tmp_path}/link/a.png is bad"):
         assert path_free(text, {"the site's data": Path("link")}) == "the site's data is bad"
 
 

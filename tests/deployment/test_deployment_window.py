@@ -138,7 +138,7 @@ def test_a_late_site_joins_a_cluster_and_nothing_is_learned_anew(tmp_path: Path)
     def script(look: int) -> None:
         nodes[2].online = (folder / "outcome.json").exists()
 
-    deploy(deployed(folder, deployment__upload_window=0.3), nodes, script)
+    deploy(deployed(folder, deployment__upload_window=0.3), nodes, script, report=True)
     assert set(states(folder).values()) == {"done"}
     entry = roster(folder)["west"]
     assert entry["late"] and entry["cluster"] in (0, 1)
@@ -277,17 +277,18 @@ def test_a_site_that_mends_its_data_and_starts_again_takes_part(tmp_path: Path) 
 
 def test_a_client_app_that_fails_is_asked_again_but_not_for_ever(tmp_path: Path) -> None:
     nodes = make_sites(tmp_path)
-    nodes[1].config = {}  # not even a name: in a simulation this would be a failing ClientApp
     folder = tmp_path / "run"
-    nodes[1].change = crash
-    deploy(deployed(folder, deployment__upload_window=0.5, deployment__personal_window=0.3), nodes)
-    assert nodes[1].asked == ["train"] * 3
-    assert states(folder)["south"] == "missing"
-    assert "its ClientApp failed (killed)" in (folder / "progress.jsonl").read_text()
+    nodes[1].change = crash_in_round_2
+    deploy(deployed(folder), nodes)
+    assert nodes[1].asked == ["train", *["train.personalise"] * 3]
+    assert states(folder)["south"] == "refused"
+    assert roster(folder)["south"]["reason"] == "its ClientApp failed (killed)"
 
 
-def crash(reply: Message) -> Message:
+def crash_in_round_2(reply: Message) -> Message:
     """The reply of a node whose ClientApp was killed."""
+    if "scores" not in reply.content:
+        return reply
     made = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "killed"), reply_to=reply)
     made.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
     return made

@@ -175,11 +175,26 @@ def check_make(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
 
 
+def check_script(script: Path) -> Callable[[list[str], pytest.MonkeyPatch], None]:
+    """Return a check that a script of deploy/ explains the options that it is given."""
+
+    def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        told = subprocess.run([script, "--help"], check=True, capture_output=True, text=True).stdout
+        assert all(word in told for word in words if word.startswith("-"))
+
+    return check
+
+
+SCRIPTS = [path for path in (ROOT / "deploy").iterdir() if path.is_file() and not path.suffix]
 CHECKS: Mapping[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {
     "fedbicross": check_fedbicross,
     "flwr": check_flwr,
     "make": check_make,
-    # The shell's own.
+    **{f"deploy/{script.name}": check_script(script) for script in SCRIPTS},
+    # The shell's own, and what every machine has.
+    "cp": lambda words, monkeypatch: None,
+    "git": lambda words, monkeypatch: None,
+    "openssl": lambda words, monkeypatch: None,
     "source": lambda words, monkeypatch: None,
     "export": lambda words, monkeypatch: None,
 }

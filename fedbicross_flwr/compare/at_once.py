@@ -1,0 +1,216 @@
+"""Makes the runs of a comparison several at once, each as a task of Ray: ``fedbicross compare --jobs N``.
+
+Ray is on every machine that Flower's simulation is on, and gives each task an accelerator of its own. The
+numbers are those of the runs one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedbicross_flwr.compare.engine import Done, Failure, Pace, Say, note_failure, skip_finished, timed_run
+from fedbicross_flwr.compare.plan import PlannedRun
+from fedbicross_flwr.compute import Compute, server_threads
+from fedbicross_flwr.errors import FedBiCrossError
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Ray's least but a little: tasks take a configuration and give back a few words."""
+LONGEST_BASE = 20
+"""Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
+
+Submit = Callable[[PlannedRun], Any]
+Wait = Callable[[Sequence[Any]], tuple[Any, Done | str]]
+"""Waits for one of several tasks; returns it and what came of it, or why its process ended early."""
+
+
+def check_jobs(runs: Sequence[PlannedRun], flower: bool, jobs: int) -> None:
+    """Find out before the first run whether several can be made at once.
+
+    Raises
+    ------
+    FedBiCrossError
+        When they are to be made under Flower, or on one certain accelerator.
+    """
+    if jobs == 1:
+        return
+    if flower:
+        raise FedBiCrossError(
+            f"--jobs {jobs} and --flower exclude each other: under Flower the clients of a run work side "
+            "by side; leave one out"
+        )
+    for run in runs:
+        device = run.config.runtime.device
+        if device.partition(":")[2] not in ("", "0"):
+            raise FedBiCrossError(
+                f"runtime.device = {device!r} names one accelerator, and --jobs {jobs} gives each run one of "
+                "its own; set auto, or the device without a number"
+            )
+
+
+def make_at_once(runs: Sequence[PlannedRun], jobs: int, say: Say) -> list[Failure]:
+    """Make all runs that are not finished, up to `jobs` at once; one line each when it is over.
+
+    Parameters
+    ----------
+    runs : sequence of PlannedRun
+        See `prerequisites` for what waits for what.
+    jobs : int
+        Runs at once. Each has as many of the CPU's cores, and an accelerator to itself where there is one:
+        fewer accelerators than jobs make the other runs wait.
+    say : callable
+        Where the lines go.
+
+    Returns
+    -------
+    list of Failure
+        In the order of `runs`; see `fedbicross_flwr.compare.engine.make_runs`.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the disk is full; the runs that are being made end then, and go on next time.
+    """
+    pace = Pace([run.variant.name for run in runs])
+    open_runs = skip_finished(runs, pace, say)
+    if not open_runs:
+        return []
+    before = prerequisites(runs)
+    teller = Teller(len(runs), len(runs) - len(open_runs), pace, jobs, say)
+    with tasks_of_ray(open_runs[0], jobs) as (submit, wait):
+        found = follow(open_runs, before, submit, wait, teller)
+    return [found[run.folder] for run in runs if run.folder in found]
+
+
+def prerequisites(runs: Sequence[PlannedRun]) -> dict[Path, Path | None]:
+    """Return the run, by its folder, that is over before a run begins.
+
+    The first run of a cell and seed trains the clients' models that the others of it use again. The central
+    model is the same for all cells of a data set and seed: these runs go one after another.
+    """
+    before: dict[Path, Path | None] = {}
+    first: dict[tuple[str, int], Path] = {}
+    central: dict[tuple[Any, int], Path] = {}
+    for run in runs:
+        seed = run.config.seed
+        if run.central:
+            before[run.folder] = central.get((run.config.data, seed))
+            central[run.config.data, seed] = run.folder
+        else:
+            leader = first.setdefault((run.cell, seed), run.folder)
+            before[run.folder] = None if leader == run.folder else leader
+    return before
+
+
+def follow(
+    runs: Sequence[PlannedRun],
+    before: Mapping[Path, Path | None],
+    submit: Submit,
+    wait: Wait,
+    teller: Teller,
+) -> dict[Path, Failure]:
+    """Submit each run when what it waits for is over, however that ended, and tell of each as it ends."""
+    waiting, working = list(runs), dict[Any, PlannedRun]()
+    # What is not to be made was finished before.
+    over: set[Path | None] = {None, *before} - {run.folder for run in runs}
+    failures: dict[Path, Failure] = {}
+    while waiting or working:
+        for run in [run for run in waiting if before[run.folder] in over]:
+            working[submit(run)] = run
+            waiting.remove(run)
+        task, result = wait(list(working))
+        run = working.pop(task)
+        over.add(run.folder)
+        done = result if isinstance(result, Done) else Done(run, 0.0, note_failure(run, result), ())
+        if done.failure:
+            failures[run.folder] = done.failure
+        teller.tell(done)
+    return failures
+
+
+class Teller:
+    """Says of each run that it is over: how many are, how long it took, and what is left."""
+
+    def __init__(self, total: int, over: int, pace: Pace, jobs: int, say: Say) -> None:
+        self.total, self.over, self.pace, self.jobs, self.say = total, over, pace, jobs, say
+
+    def tell(self, done: Done) -> None:
+        """Say what came of a run, in one piece."""
+        self.over += 1
+        self.pace.note(done.run.variant.name, None if done.failure else done.seconds)
+        lines = done.lines(self.pace.left(self.jobs))
+        self.say(f"{self.over}/{self.total} {done.run.title} ... {lines}")
+
+
+def share_of(run: PlannedRun, jobs: int) -> PlannedRun:
+    """Return a run that takes its share of the CPU's cores, which does not shape its result."""
+    cores = max(server_threads(run.config.runtime) // jobs, 1)
+    runtime = dataclasses.replace(run.config.runtime, server_threads=cores)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, runtime=runtime))
+
+
+@contextmanager
+def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]:
+    """Start a Ray of one's own; on leaving, for whatever reason, all its processes end.
+
+    Parameters
+    ----------
+    sample : PlannedRun
+        Any of the runs; all are computed on the same kind of device.
+    jobs : int
+        Tasks at once.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Not above: it takes seconds, and is for `--jobs` alone.
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > LONGEST_BASE and os.access("/tmp", os.W_OK | os.X_OK):
+        base = Path("/tmp")
+    with tempfile.TemporaryDirectory(prefix="fbx-", dir=base, ignore_cleanup_errors=True) as folder:
+        try:
+            with warnings.catch_warnings():
+                # Of what a later Ray will do with accelerators that a task did not ask for.
+                warnings.simplefilter("ignore", FutureWarning)
+                ray.init(
+                    address="local",
+                    num_cpus=jobs,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                )
+            found = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+            gpus = 1 if found and Compute.of(sample.config.runtime).device.type != "cpu" else 0
+            # Not again after its process was killed: what killed it may have been its hunger for memory.
+            task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(timed_run)
+
+            def submit(run: PlannedRun) -> Any:
+                return task.remote(share_of(run, jobs))
+
+            def wait(working: Sequence[Any]) -> tuple[Any, Done | str]:
+                (first, *_), _ = ray.wait(list(working), num_returns=1)
+                try:
+                    return first, ray.get(first)
+                except RayTaskError as error:
+                    raise error.cause from None
+                except RayError as error:
+                    return first, f"its process ended early ({type(error).__name__}): {first_line(error)}"
+
+            yield submit, wait
+        finally:
+            ray.shutdown()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is known")
