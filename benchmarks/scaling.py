@@ -1,8 +1,8 @@
 """What each stage of the server costs as clients and clusters grow, measured at small width and fitted.
 
-``python -m benchmarks.scaling`` runs stages 1 and 2 for several N and K, and fits seconds by the terms that the
-algorithm has: a model is inverted once, answers once for every cluster's images, and each of K targets replays
-each of K sources.
+``python -m benchmarks.scaling`` runs stages 1 and 2 for several N and K, and fits seconds by the terms that
+the algorithm has: a model is inverted once, it answers once for every cluster's images, and each of K targets
+replays each of K sources.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ def measure(sizes: Sizes, compute: Compute) -> dict[str, float]:
     bench, work = Bench.here(sizes, compute), Work()
     states = [state_of(model) for model in bench.models(sizes.clients)]
     uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
-    changes = {"teacher.scope": "federation", "runtime.server_threads": 1, "clustering.by": "outputs"}
-    config = sizes.config(**{key.replace(".", "__"): value for key, value in changes.items()})
+    config = sizes.config(teacher__scope="federation", runtime__server_threads=1, clustering__by="outputs")
     METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, config, compute, Silent(), work))
     return work.seconds
 
@@ -89,12 +88,12 @@ def main(
         seconds = measure(dataclasses.replace(base, clients=clients, clusters=clusters), compute)
         measured.append(seconds)
         shown = ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
-        console.print(f"N = {clients:3}, K = {clusters:2}: {shown}", highlight=False)
+        console.print(f"N = {clients:3}, K = {clusters:2}: {shown}", highlight=False, soft_wrap=True)
     fits = {stage: fit(POINTS, [one[stage] for one in measured], stage) for stage in TERMS}
     for stage, found in fits.items():
         values = ", ".join(f"{value:.4f}" for value in found["coefficients"])
         line = f"{stage}: {found['formula']} with {values} (R^2 = {found['r2']:.3f})"
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     if out:
         rows = [{"clients": n, "clusters": k, **one} for (n, k), one in zip(POINTS, measured, strict=True)]
         content = {**about(compute, base), "points": rows, "fits": fits}
