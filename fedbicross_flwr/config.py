@@ -213,7 +213,9 @@ class InversionConfig:
         source="FedISCA: sum",
     )
     trajectory_dtype: str = setting(
-        "float32", "how the iterates are kept", choices=("float32", "bfloat16", "float16")
+        "auto",
+        "how the iterates are kept; `auto`: as the networks compute, so that nothing they see is lost",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
 
 

@@ -19,6 +19,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+"""What the setting ``inversion.trajectory_dtype`` names; ``auto`` is what the networks compute in."""
 
 DIAGNOSTICS = (
     "cross_entropy",
@@ -39,7 +40,8 @@ class Synthesis:
     Parameters
     ----------
     iterates : dict of int to Tensor
-        The kept x^(t), 1 <= t <= T, each (B, channels, 28, 28) without jitter; x^(T) is always kept.
+        The kept x^(t), 1 <= t <= T, each (B, channels, 28, 28) without jitter; x^(T) is always kept, in
+        float32.
     labels : Tensor
         Target labels, int64 (B,).
     diagnostics : Tensor
@@ -153,8 +155,9 @@ def invert(
     noise = torch.randn((len(labels), channels, 28, 28), generator=generator)
     images = noise.to(compute.device).requires_grad_(True)
     optimiser = torch.optim.Adam([images], config.lr)
-    wanted = {*keep, config.iterations}
+    wanted = {*keep} - {config.iterations}
     iterates: dict[int, Tensor] = {}
+    dtype = DTYPES.get(config.trajectory_dtype, compute.dtype)
     diagnostics = torch.empty(config.iterations, len(DIAGNOSTICS), device=compute.device)
     for t in range(1, config.iterations + 1):
         optimiser.zero_grad(set_to_none=True)
@@ -169,8 +172,9 @@ def invert(
         diagnostics[t - 1] = torch.cat([terms, describe(scores.detach(), labels)])
         if t in wanted:
             # `images` is changed in place by the next step: what is kept must be a copy.
-            iterates[t] = images.detach().to(DTYPES[config.trajectory_dtype], copy=True)
+            iterates[t] = images.detach().to(dtype, copy=True)
         after_step(t)
+    iterates[config.iterations] = images.detach().clone()
     return Synthesis(iterates, labels.cpu(), diagnostics.cpu())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedbicross_flwr.batch_norm import share_tensors
 from fedbicross_flwr.clustering import Clustering, cluster_clients
 from fedbicross_flwr.cross_cluster import Target, optimise, replay_schedule
 from fedbicross_flwr.cross_weights import initial_weights
@@ -103,20 +104,22 @@ def build_clusters(
 ) -> list[Cluster]:
     """Return every cluster with the ensemble F_k that is inverted, and the one that answers."""
     aggregation = task.config.teacher.aggregation
+    models = [task.load(upload.state) for upload in uploads]
 
-    def ensemble(members: Sequence[ClientUpload]) -> Ensemble:
-        return Ensemble([task.load(member.state) for member in members], aggregation)
+    def ensemble(members: Sequence[int]) -> Ensemble:
+        # Layers of its own, as noise adaptation exchanges their statistics; the weights are there once.
+        return Ensemble([share_tensors(models[i]) for i in members], aggregation)
 
     clusters = []
     for k in range(clustering.clusters):
-        members = [uploads[i] for i in clustering.members(k)]
-        own = ensemble(members)
+        indices = clustering.members(k)
+        members, own = [uploads[i] for i in indices], ensemble(indices)
         if task.config.teacher.scope == "cluster":
             clusters.append(Cluster(k, members, own, members, own))
         else:
             # A cluster's members answer classes that they never saw with great confidence and wrongly;
             # others know better.
-            clusters.append(Cluster(k, members, own, uploads, ensemble(uploads)))
+            clusters.append(Cluster(k, members, own, uploads, ensemble(range(len(uploads)))))
     return clusters
 
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiny import CPU, generator, noise, smooth_net, trained_teachers
+from tiny import CPU, generator, noise, smooth_net, tiny_resnet, trained_teachers
 from tiny import one_thread as one_thread
 from torch import Tensor
 
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import (
@@ -112,10 +113,12 @@ def test_describe_by_hand() -> None:
     torch.testing.assert_close(describe(scores, torch.tensor([0, 1, 2, 0])), expected)
 
 
-def run(seed: int = 0, keep: tuple[int, ...] = (), count: int = 6, **options: Any) -> Synthesis:
+def run(
+    seed: int = 0, keep: tuple[int, ...] = (), count: int = 6, compute: Compute = CPU, **options: Any
+) -> Synthesis:
     config = InversionConfig(**{"iterations": 5, "batch_size": count} | options)
     ensemble = Ensemble([smooth_net(1), smooth_net(2)], "logits")
-    return invert(ensemble, torch.arange(count) % 3, 1, keep, config, generator(seed), CPU)
+    return invert(ensemble, torch.arange(count) % 3, 1, keep, config, generator(seed), compute)
 
 
 def test_the_trajectory_holds_distinct_copies_of_the_kept_steps() -> None:
@@ -140,9 +143,22 @@ def test_the_trajectory_holds_distinct_copies_of_the_kept_steps() -> None:
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_the_trajectory_is_kept_in_the_asked_precision(name: str) -> None:
     whole, kept = run(keep=(2,)), run(keep=(2,), trajectory_dtype=name)
-    assert all(str(images.dtype) == f"torch.{name}" for images in kept.iterates.values())
+    assert [str(images.dtype) for images in kept.iterates.values()] == [f"torch.{name}", "torch.float32"]
     assert kept.iterates[2].data_ptr() != kept.iterates[5].data_ptr()
-    torch.testing.assert_close(kept.images.float(), whole.images, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(kept.iterates[2].float(), whole.iterates[2], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(kept.images, whole.images)
+
+
+def test_networks_see_the_same_in_what_auto_keeps() -> None:
+    compute = Compute(torch.device("cpu"), torch.bfloat16)
+    kept, whole = (
+        run(keep=(2,), compute=compute, trajectory_dtype=name).iterates[2] for name in ("auto", "float32")
+    )
+    assert kept.dtype == torch.bfloat16 and not torch.equal(kept.float(), whole)
+    model = tiny_resnet(1).eval()
+    with torch.no_grad():
+        assert torch.equal(compute.logits(model, kept.float()), compute.logits(model, whole))
+    assert run(keep=(2,), trajectory_dtype="auto").iterates[2].dtype == torch.float32
 
 
 def test_the_first_row_of_diagnostics_describes_the_noise() -> None:

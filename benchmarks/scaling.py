@@ -1,0 +1,104 @@
+"""What each stage of the server costs as clients and clusters grow, measured at small width and fitted.
+
+``python -m benchmarks.scaling`` runs stages 1 and 2 for several N and K, and fits seconds by the terms that
+the algorithm has: a model is inverted once, it answers once for every cluster's images, and each of K targets
+replays each of K sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.__main__ import about
+from benchmarks.sizes import Sizes
+from benchmarks.stages import Bench
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask, StageResult
+from fedbicross_flwr.models import state_of
+from fedbicross_flwr.progress import Silent
+
+POINTS = ((5, 1), (5, 2), (5, 4), (10, 2), (10, 4), (20, 2), (20, 4), (20, 8), (50, 4), (50, 16), (100, 4))
+"""(N, K)"""
+
+TERMS: Mapping[str, tuple[str, Callable[[int, int], list[float]]]] = {
+    "clustering": ("a + b N", lambda n, k: [1.0, n]),
+    "synthesis": ("a K + b N", lambda n, k: [k, n]),
+    "teacher answers": ("a K + b N K", lambda n, k: [k, n * k]),
+    "cross-cluster optimisation": ("a K + b K^2", lambda n, k: [k, k * k]),
+}
+"""By stage: the formula, and its terms; the work is counted, whatever runs side by side."""
+
+
+@dataclass
+class Work:
+    """Stages that note the seconds of each kind, side by side or not."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(
+        self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
+    ) -> StageResult:
+        """Compute the stage and note its time."""
+        start = time.perf_counter()
+        result = compute()
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+        return result
+
+
+def measure(sizes: Sizes, compute: Compute) -> dict[str, float]:
+    """Return the seconds of each kind of stage at these sizes."""
+    bench, work = Bench.here(sizes, compute), Work()
+    states = [state_of(model) for model in bench.models(sizes.clients)]
+    uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
+    config = sizes.config(teacher__scope="federation", runtime__server_threads=1, clustering__by="outputs")
+    METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, config, compute, Silent(), work))
+    return work.seconds
+
+
+def fit(points: Sequence[tuple[int, int]], seconds: Sequence[float], stage: str) -> dict[str, Any]:
+    """Return the coefficients of a stage's terms by least squares, and how well they explain it."""
+    terms = np.array([TERMS[stage][1](n, k) for n, k in points])
+    measured = np.array(seconds)
+    coefficients, *_ = np.linalg.lstsq(terms, measured, rcond=None)
+    rest = measured - terms @ coefficients
+    explained = 1.0 - float((rest**2).sum() / ((measured - measured.mean()) ** 2).sum())
+    return {"formula": TERMS[stage][0], "coefficients": coefficients.tolist(), "r2": explained}
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", metavar="FILE")] = None,
+) -> None:
+    """Measure and fit the cost of the server's stages in clients N and clusters K."""
+    compute, console = Compute.of(RuntimeConfig()), Console(width=110)
+    base = Sizes(width=4, images=32, iterations=4)
+    measured = []
+    for clients, clusters in POINTS:
+        seconds = measure(dataclasses.replace(base, clients=clients, clusters=clusters), compute)
+        measured.append(seconds)
+        shown = ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
+        console.print(f"N = {clients:3}, K = {clusters:2}: {shown}", highlight=False, soft_wrap=True)
+    fits = {stage: fit(POINTS, [one[stage] for one in measured], stage) for stage in TERMS}
+    for stage, found in fits.items():
+        values = ", ".join(f"{value:.4f}" for value in found["coefficients"])
+        line = f"{stage}: {found['formula']} with {values} (R^2 = {found['r2']:.3f})"
+        console.print(line, highlight=False, soft_wrap=True)
+    if out:
+        rows = [{"clients": n, "clusters": k, **one} for (n, k), one in zip(POINTS, measured, strict=True)]
+        content = {**about(compute, base), "points": rows, "fits": fits}
+        write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    typer.run(main)
