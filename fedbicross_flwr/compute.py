@@ -6,9 +6,11 @@ Convolutions may run in bfloat16 under autocast; losses, statistics and gradient
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +29,13 @@ class Compute:
         Where models and images live.
     dtype : torch.dtype
         ``torch.float32``, or ``torch.bfloat16`` for autocast.
+    compiled : bool, default False
+        Networks are called through ``torch.compile``.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
+    compiled: bool = False
 
     @classmethod
     def of(cls, runtime: RuntimeConfig) -> Compute:
@@ -39,11 +44,18 @@ class Compute:
         Raises
         ------
         FedBiCrossError
-            For a device that PyTorch does not know or does not have here.
+            For a device that PyTorch does not know or does not have here, or when networks are to be compiled
+            on a CPU without a C++ compiler.
         """
         device = resolve_device(runtime.device)
         fast = bfloat16_is_fast(device) if runtime.precision == "auto" else runtime.precision == "bfloat16"
-        return cls(device, torch.bfloat16 if fast else torch.float32)
+        compiled = runtime.compile == "on"
+        if compiled and device.type == "cpu" and not has_cpp_compiler():
+            raise FedBiCrossError(
+                "runtime.compile = 'on' needs a C++ compiler on a CPU, and neither CXX nor g++ nor clang++ "
+                "is there; install one or set runtime.compile = 'auto'"
+            )
+        return cls(device, torch.bfloat16 if fast else torch.float32, compiled)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which networks are called."""
@@ -59,14 +71,32 @@ class Compute:
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Call a network under autocast and return float32 logits, shape (n, C)."""
+        call = compiled_call() if self.compiled else call_network
         with self.autocast():
-            output: Tensor = model(images)
+            output = call(model, images)
         return output.float()
 
     @property
     def precision(self) -> str:
         """Return ``bfloat16`` or ``float32``."""
         return str(self.dtype).removeprefix("torch.")
+
+
+def call_network(model: nn.Module, images: Tensor) -> Tensor:
+    """Call a network."""
+    output: Tensor = model(images)
+    return output
+
+
+@cache
+def compiled_call() -> Callable[[nn.Module, Tensor], Tensor]:
+    """Return `call_network`, compiled on first use; all networks of one architecture share the code."""
+    return torch.compile(call_network)
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether there is what PyTorch compiles with on a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
 
 
 def resolve_device(name: str) -> torch.device:

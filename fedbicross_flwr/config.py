@@ -316,6 +316,12 @@ class RuntimeConfig:
         "arithmetic of convolutions: `bfloat16` (autocast) or `float32`; `auto`: bfloat16 where it is fast",
         choices=("auto", "float32", "bfloat16"),
     )
+    compile: str = setting(
+        "auto",
+        "whether `torch.compile` fuses the networks' operations: a minute or more for each process, then "
+        "faster steps; `auto`: off, as no run is known to be long enough (docs/performance.md)",
+        choices=("auto", "on", "off"),
+    )
     client_threads: int = setting(
         1, "CPU threads of one client; part of the result, as sums depend on it", low=1
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import CPU, noise, smooth_net
 
-from fedbicross_flwr.compute import Compute, cpu_threads, resolve_device, server_threads
+from fedbicross_flwr.compute import Compute, cpu_threads, has_cpp_compiler, resolve_device, server_threads
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.seeds import derive_seed, numpy_generator, torch_generator
@@ -89,6 +89,31 @@ def test_precision_is_as_asked_and_logits_are_float32(precision: str, dtype: tor
     assert logits.dtype == torch.float32
     assert torch.equal(logits, reference) is (precision == "float32")
     torch.testing.assert_close(logits, reference, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.skipif(not has_cpp_compiler(), reason="compiling on a CPU needs a C++ compiler")
+def test_a_compiled_network_gives_the_same_logits_and_gradients() -> None:
+    compute = Compute.of(RuntimeConfig(device="cpu", precision="float32", compile="on"))
+    assert compute.compiled and not Compute.of(RuntimeConfig()).compiled
+    images = noise(4, 1, 28, 28)
+    gradients = []
+    for how in (compute, CPU):
+        for seed in (0, 1):  # the second network finds the code of the first
+            model = how.place(smooth_net(seed).train())
+            how.logits(model, how.images(images)).square().sum().backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    for first, second in zip(gradients[:2], gradients[2:], strict=True):
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(gradients[0][0], gradients[1][0])
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(FedBiCrossError, match=r"runtime\.compile = 'on' needs a C\+\+ compiler"):
+        Compute.of(RuntimeConfig(device="cpu", compile="on"))
 
 
 def test_placing_takes_the_channels_last_layout() -> None:
