@@ -162,7 +162,7 @@ def test_a_checkout_without_its_environment_is_told_once(tmp_path: Path) -> None
         [
             "start-supernode",
             tmp_path,
-            *"--superlink 127.0.0.1:1 --name n --insecure --data".split(),
+            *["--superlink", "127.0.0.1:1", "--name", "n", "--insecure", "--data"],
             tmp_path,
         ],
     ):
