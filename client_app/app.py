@@ -33,6 +33,7 @@ from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.run_folder import RunFolder
 from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.site_identity import Site
+from fedbicross_flwr.site_registry import check_claim
 from fedbicross_flwr.site_store import SiteStore
 from fedbicross_flwr.training import ClientTask
 
@@ -102,6 +103,7 @@ def at_site(message: Message, context: Context, config: RunConfig, work: Work, r
     reply["site"] = ConfigRecord({"name": str(context.node_config.get("site-name", ""))})
     try:
         site = Site.of(config, context.node_config)
+        check_claim(str(config_of(message).get("registered-as", "")), site.name)
         reply["client"] = MetricRecord({"client": site.client})
         if work is not upload or site.client not in received(message):
             reply.update(work(message, open_site(site, config)))

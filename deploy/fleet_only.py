@@ -1,21 +1,16 @@
-"""Start Flower's SuperLink so that other machines reach the API of SuperNodes, and nothing else.
+"""What other machines reach of a SuperLink: the API of SuperNodes, and nothing else.
 
 Flower 1.41 serves three APIs on one port. Node authentication guards the one that SuperNodes use, below
 ``/v1/fleet/``. The Control API, which registers nodes and starts runs (that is, has code of the caller's
 choice executed at every site), and the Runtime API, which hands out the run's work, take every caller in
 the open-source edition. Here both are for callers on the SuperLink's own machine, which are those that
 come from the very address they connect to.
-
-Arguments are those of ``flower-superlink``.
 """
 
 from __future__ import annotations
 
 import logging
 
-from flwr.superlink import extensions
-from flwr.superlink.cli.flower_superlink import flower_superlink
-from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -44,13 +39,3 @@ def is_local(scope: Scope) -> bool:
     """Return whether a connection comes from the machine that it goes to."""
     client, server = scope.get("client"), scope.get("server")
     return bool(client and server and client[0] == server[0])
-
-
-def main() -> None:
-    """Start the SuperLink with `FleetOnly` in front of everything else."""
-    extensions.get_middleware = lambda: (Middleware(FleetOnly),)
-    flower_superlink()
-
-
-if __name__ == "__main__":
-    main()

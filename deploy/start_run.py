@@ -37,18 +37,21 @@ def main() -> int:
     parser.add_argument("connection")
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--app", type=Path, default=find_app(), help=argparse.SUPPRESS)
     parser.add_argument("--wait", action="store_true")
     chosen = parser.parse_args()
     settings: dict[str, Scalar] = read_toml(chosen.config)
     configured = str(settings.get("out", "")) or f"runs/{chosen.config.stem}"
     out = (chosen.out or chosen.centre / Path(configured).expanduser()).resolve()
     settings["out"] = str(out)
-    check_app(chosen.app, settings)
-    if chosen.app == find_app():
-        RunConfig.from_flat(settings)
+    registry = chosen.centre / "sites.json"
+    # Without authentication a node has a new number at each start, which is in no registry.
+    if registry.exists() and "root-certificates" in (chosen.centre / "flwr" / "config.toml").read_text():
+        settings.setdefault("deployment.registry", str(registry))
+    app = find_app()
+    check_app(app, settings)
+    RunConfig.from_flat(settings)
     refuse_a_second_run(chosen.connection)
-    run_id = start(chosen.app.resolve(), chosen.connection, settings)
+    run_id = start(app, chosen.connection, settings)
     print(f"run {run_id} started; its folder is {out}", flush=True)
     return wait_for(chosen.connection, run_id) if chosen.wait else 0
 

@@ -49,6 +49,12 @@ class DeploymentConfig:
     hold_back: bool = setting(
         False, "leave outlying uploads out of the method; their sites get a model as a late site does"
     )
+    registry: str = setting(
+        "",
+        "the centre's file that says which node is which site's, as `deploy/register-site` keeps it: a node "
+        "that is not in it, or gives another site's name, is refused. Empty: names are believed",
+        shapes_result=False,
+    )
 
     @property
     def site_names(self) -> tuple[str, ...]:

@@ -196,4 +196,5 @@ def signed_content(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> b
 def portable(config: RunConfig) -> RunConfig:
     """Return the settings without the centre's own paths, which mean nothing elsewhere."""
     data = dataclasses.replace(config.data, path="", root="")
-    return dataclasses.replace(config, out="", cache="", data=data)
+    deployment = dataclasses.replace(config.deployment, registry="")
+    return dataclasses.replace(config, out="", cache="", data=data, deployment=deployment)

@@ -21,6 +21,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import disk_is_full
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Progress
+from fedbicross_flwr.run_opening import sole_use
 from fedbicross_flwr.server import Server
 from fedbicross_flwr.site_store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LocalModel
@@ -43,8 +44,15 @@ def run_in_process(config: RunConfig, folder: Path, after_client: Callable[[], N
     Raises
     ------
     FedBiCrossError
-        When the data or the folder cannot be used, the disk is full, or no client comes through.
+        When the data or the folder cannot be used, another run works there, the disk is full, or no client
+        comes through.
     """
+    with sole_use(folder):
+        return run_alone(config, folder, after_client)
+
+
+def run_alone(config: RunConfig, folder: Path, after_client: Callable[[], None]) -> Path:
+    """Run in a folder that nobody else works in."""
     server = Server.open(config, folder, "in-process")
     start = time.perf_counter()
     waiting = [one for one in range(server.data.partition.num_clients) if one not in server.uploads]

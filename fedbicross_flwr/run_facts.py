@@ -7,7 +7,7 @@ and synthetic images hold. Names of sites and paths of this machine are left out
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,11 +107,11 @@ def _curves(run: RunRecord) -> Iterator[tuple[str, Curve]]:
     if run.weights is not None:
         steps = [int(step) for step in run.weights.steps]
         for target, source in np.ndindex(run.weights.weights.shape[1:]):
-            values = zip(steps, run.weights.weights[:, target, source], strict=True)
-            yield f"weights of cluster {target}/from cluster {source}", _finite(values)
+            learned = zip(steps, run.weights.weights[:, target, source], strict=True)
+            yield f"weights of cluster {target}/from cluster {source}", _finite(learned)
     if (rounds := load_rounds(run.folder)) is not None:
         yield "rounds/global accuracy", _finite(enumerate(rounds.accuracy))
 
 
-def _finite(points: Iterator[tuple[int, float]] | enumerate[float]) -> Curve:
+def _finite(points: Iterable[tuple[int, float]]) -> Curve:
     return [(step, float(value)) for step, value in points if np.isfinite(value)]

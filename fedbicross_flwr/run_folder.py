@@ -27,6 +27,7 @@ from fedbicross_flwr.settings import Scalar
 
 IDENTITY = "identity.json"
 STAGES = "stages"
+LOCK = "lock"
 
 
 @dataclass
@@ -177,8 +178,15 @@ def check_folder(path: Path, config: RunConfig, data_fingerprint: str) -> None:
     make_writable(path)
     if (path / IDENTITY).exists():
         compare_identity(path, identity_of(config, data_fingerprint))
-    elif foreign := sorted(entry.name for entry in path.iterdir()):
+    elif foreign := strange_files(path):
         raise FedBiCrossError(f"{path} holds {foreign[0]} but no run; choose an empty folder for --out")
+
+
+def strange_files(path: Path) -> list[str]:
+    """Return what a folder holds that is no run's; one with a run in it holds nothing strange."""
+    if (path / IDENTITY).exists():
+        return []
+    return sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
 
 
 def make_writable(path: Path) -> None:

@@ -19,22 +19,22 @@ from torch import Tensor
 from fedbicross_flwr.artifacts import digest, save_model
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import FederatedData, Federation, deal, open_data
+from fedbicross_flwr.federated_data import FederatedData, Federation
 from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.rows import rows_of
-from fedbicross_flwr.run_folder import RunFolder, check_folder
+from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.run_opening import open_run
 from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metrics, write_run
 from fedbicross_flwr.server_rows import server_scores
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site_store import RowScores
 from fedbicross_flwr.trackers import check_tracker, track
-from fedbicross_flwr.uploads import check_subspace, check_upload
+from fedbicross_flwr.uploads import check_subspace, check_upload, payload_bytes, upload_bytes, upload_tensors
 
 
 @dataclass
@@ -198,8 +198,7 @@ class Server:
     def shipment(self, client: int) -> Shipment:
         """Return what a client is sent in round 2: the one model of its cluster, and images to rehearse."""
         assert self.outcome is not None
-        model = self.outcome.models[self.cluster_of(client)]
-        shipment = Shipment(model, self.outcome.replay)
+        shipment = Shipment(self.outcome.models[self.cluster_of(client)], self.outcome.replay)
         self.clients[client].bytes_received += shipment.num_bytes
         return shipment
 
@@ -249,37 +248,3 @@ class Server:
         self.folder.drop_stages()
         track(self.config, self.folder.path, self.progress)
         return report
-
-
-def open_run(config: RunConfig, path: Path) -> tuple[RunFolder, FederatedData]:
-    """Open the data, deal it, and open or continue the run folder.
-
-    Raises
-    ------
-    FedBiCrossError
-        When the data or the folder cannot be used.
-    """
-    source = open_data(config)
-    check_folder(path, config, source.fingerprint())
-    kept = path / "partition.json"
-    partition = Partition.load(kept) if kept.exists() else deal(source, config)
-    # Not before the data is dealt: a folder that failed there would refuse the corrected settings.
-    folder = RunFolder.open(path, config, source.fingerprint())
-    if not kept.exists():
-        partition.save(kept)
-    return folder, FederatedData(source, partition)
-
-
-def upload_tensors(upload: ClientUpload) -> StateDict:
-    """Return all tensors that a client sent."""
-    return upload.state if upload.subspace is None else {**upload.state, "subspace": upload.subspace}
-
-
-def upload_bytes(upload: ClientUpload) -> int:
-    """Return the bytes of all that a client sent."""
-    return payload_bytes(upload_tensors(upload))
-
-
-def payload_bytes(state: StateDict) -> int:
-    """Return the bytes of a model's arrays, which is what travels but for a few words around them."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -15,6 +15,7 @@ from fedbicross_flwr.launch import find_app, fit_resources, simulate
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report import load_run, render_terminal, results_table
 from fedbicross_flwr.run_folder import free_run_id
+from fedbicross_flwr.run_opening import sole_use
 from fedbicross_flwr.server import Server
 
 
@@ -39,7 +40,8 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
     config = dataclasses.replace(
         config, out=str(folder), cache=absolute(config.cache), data=absolute_paths(config)
     )
-    server = Server.open(config, folder, "flower")
+    with sole_use(folder):  # the run itself takes the lock anew, in its own process
+        server = Server.open(config, folder, "flower")
     if server.folder.finished:
         console.print(f"{folder} is finished; nothing was run", markup=False, soft_wrap=True)
     else:

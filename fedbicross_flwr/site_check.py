@@ -15,6 +15,7 @@ from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.report.units import count, human_bytes
+from fedbicross_flwr.site_data import check_channels, open_site_source
 from fedbicross_flwr.site_findings import Findings, look_at_folder, look_at_packed, named
 from fedbicross_flwr.training import LabelledImages
 
@@ -64,7 +65,7 @@ def check_site(path: Path, config: RunConfig, classes: Sequence[str] | None = No
     config : RunConfig
         The federation's settings: the network, and how many images are kept for validation.
     classes : sequence of str, optional
-        The federation's classes in their order, if they are known.
+        The federation's classes in their order, if they are known; by default those of `config`.
 
     Raises
     ------
@@ -72,16 +73,22 @@ def check_site(path: Path, config: RunConfig, classes: Sequence[str] | None = No
         When the configured network is unknown. What is wrong with the data is in the report.
     """
     path, found = path.expanduser(), Findings()
+    classes = classes or config.deployment.classes or None
     if not path.exists():
         found.problems.append(
             f"{path}: no such file or folder; give an .npz file or a folder with train/<class>/"
         )
         return SiteReport(found, (), ())
-    own = look_at_folder(path, found) if path.is_dir() else look_at_packed(path, found, classes)
+    own = (look_at_folder if path.is_dir() else look_at_packed)(path, found, classes)
     if own:
         check_counts(path, own, config, found)
-        check_names(own, classes, found)
+        check_names(own, classes, found, by_name=path.is_dir())
         check_duplicates(found)
+    if own and config.is_deployment:
+        found.attempt(lambda: check_channels(path, found.channels, config.deployment.channels))
+    if own and classes and not found.problems:
+        # What a run would refuse must not be passed here, so its own reader has the last word.
+        found.attempt(lambda: open_site_source(path, classes))
     number = len(classes or own)
     known = number > 1 and found.channels > 0
     return SiteReport(found, own, what_leaves(found, config, number) if known else ())
@@ -114,19 +121,15 @@ def read_classes(given: str) -> tuple[str, ...]:
 def check_counts(path: Path, own: Sequence[str], config: RunConfig, found: Findings) -> None:
     """Hold the numbers of images against what training needs."""
     numbers = {name: training_images(found, name) for name in own}
-    if len(own) < 2:
-        found.problems.append(f"{path}: one class ('{own[0]}') in it; at least two classes are needed")
     for name, number in numbers.items():
         if not number:
-            found.problems.append(
-                f"class '{name}' has no training image that can be used; every class needs some"
-            )
+            found.notes.append(f"class '{name}' has no training image: the site would take part without it")
         elif number < FEW:
             found.notes.append(f"class '{name}' has {count(number, 'training image')}, fewer than {FEW}")
     present = sum(number > 0 for number in numbers.values())
-    if 1 < present < config.client.min_classes:
+    if present < config.client.min_classes:
         found.problems.append(
-            f"{path}: training images of {present} classes, but client.min_classes = "
+            f"{path}: training images of {count(present, 'class', 'classes')}, but client.min_classes = "
             f"{config.client.min_classes}; add images of other classes"
         )
     if not found.images.get("test"):
@@ -139,8 +142,12 @@ def training_images(found: Findings, name: str | None = None) -> int:
     return sum(images[name] if name is not None else images.total() for images in splits)
 
 
-def check_names(own: Sequence[str], classes: Sequence[str] | None, found: Findings) -> None:
-    """Hold the class names, and their order, against the federation's."""
+def check_names(own: Sequence[str], classes: Sequence[str] | None, found: Findings, *, by_name: bool) -> None:
+    """Hold the class names against the federation's.
+
+    A folder's classes are known by their names (`by_name`), so some may be missing and their order is free;
+    an .npz file has numbers, which mean something only if all names are there in their order.
+    """
     if classes is None:
         found.notes.append("the federation's classes were not given (--classes), so names are not compared")
         return
@@ -152,12 +159,20 @@ def check_names(own: Sequence[str], classes: Sequence[str] | None, found: Findin
     # A name that was only misspelt is told once.
     missing = [name for name in absent if not any(near_names(stranger, [name]) for stranger in strangers)]
     for name in missing:
-        found.problems.append(f"class '{name}' of the federation is not here; every class needs some images")
-    if not strangers and not absent and tuple(own) != tuple(classes):
-        found.problems.append(
-            f"the classes are numbered in the order {', '.join(own)}, but in the federation "
-            f"{', '.join(classes)}: label 0 would mean two things; a folder's are in the order of their names"
-        )
+        if by_name:
+            found.notes.append(f"class '{name}' of the federation is not here: the site would do without it")
+        else:
+            found.problems.append(
+                f"class '{name}' of the federation is not in class_names; name it in its place, though there "
+                "be no image of it"
+            )
+    if strangers or tuple(own) == tuple(name for name in classes if name in own):
+        return
+    orders = f"the classes are in the order {', '.join(own)}, but in the federation {', '.join(classes)}"
+    if by_name:
+        found.notes.append(f"{orders}; that does not matter, as a folder's are known by their names")
+    elif not absent:
+        found.problems.append(f"{orders}: label 0 would mean two things")
 
 
 def check_duplicates(found: Findings) -> None:
@@ -212,5 +227,5 @@ def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[L
     return (
         *leaving,
         Leaving("last round", what.replace("_", " "), scores),
-        Leaving("any round", "why the site cannot take part, if it cannot; may name a file", "one line"),
+        Leaving("any round", "why the site cannot take part, if it cannot; its paths left out", "one line"),
     )

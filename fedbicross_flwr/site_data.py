@@ -53,17 +53,28 @@ def site_images(
         When the data are missing or damaged, or do not fit the federation; the message says which and why.
     """
     source = open_site_source(path, classes)
-    if source.info.channels != channels:
-        raise FedBiCrossError(
-            f"{path}: the images have {source.info.channels} channel(s), but deployment.channels = "
-            f"{channels}; save them as the federation agreed on"
-        )
+    check_channels(path, source.info.channels, channels)
     labels = source.labels("train")
     order = np.arange(len(labels))
     if lies_class_by_class(labels):
         order = numpy_generator(seed, "site-order", client).permutation(order)
     tests = {"local": labelled(source, "test")} if source.info.has_test else {}
     return ClientImages(labelled(source, "train", order), tests, source.fingerprint())
+
+
+def check_channels(path: Path, found: int, agreed: int) -> None:
+    """Hold the channels of a site's images against the federation's.
+
+    Raises
+    ------
+    FedBiCrossError
+        When they differ.
+    """
+    if found != agreed:
+        raise FedBiCrossError(
+            f"{path}: the images have {found} channel(s), but deployment.channels = {agreed}; save them as "
+            "the federation agreed on"
+        )
 
 
 def open_site_source(path: Path, classes: Sequence[str]) -> ImageSource:
@@ -93,9 +104,26 @@ def open_packed_as(path: Path, classes: Sequence[str]) -> PackedSource:
         found = ", ".join(f"{split}_images has {count}" for split, count in channels.items())
         raise FedBiCrossError(f"{path}: the splits differ in channels ({found}); save them all alike")
     labels = {split: read_labels(path, split) for split in splits}
-    present = {int(label) for split in splits for label in np.unique(labels[split])}
-    if "class_names" in array_names(path):
-        if (names := read_class_names(path)) != tuple(classes):
+    check_labels(
+        path, read_class_names(path) if "class_names" in array_names(path) else None, labels, classes
+    )
+    has_test = bool(len(labels.get("test", ())))
+    return PackedSource(path, site_info(path, classes, channels["train"], has_test), labels)
+
+
+def check_labels(
+    path: Path, names: Sequence[str] | None, labels: Mapping[str, NDArray[np.int64]], classes: Sequence[str]
+) -> None:
+    """Hold the labels of an .npz file, by split, and the names that it gives them against the classes.
+
+    Raises
+    ------
+    FedBiCrossError
+        When they do not mean the same, or there is nothing to train on.
+    """
+    present = {int(label) for values in labels.values() for label in np.unique(values)}
+    if names is not None:
+        if tuple(names) != tuple(classes):
             raise FedBiCrossError(
                 f"{path}: class_names is {listed(names)}, but the federation's classes are "
                 f"{listed(classes)}; names and order must be the same"
@@ -110,10 +138,8 @@ def open_packed_as(path: Path, classes: Sequence[str]) -> PackedSource:
             f"{path}: label {max(present)} found, but the federation's {len(classes)} classes are 0 to "
             f"{len(classes) - 1}; number the labels as deployment.class_names does"
         )
-    if not sum(len(labels[split]) for split in splits if split != "test"):
+    if not sum(len(values) for split, values in labels.items() if split != "test"):
         raise FedBiCrossError(f"{path}: there is no training image")
-    has_test = bool(len(labels.get("test", ())))
-    return PackedSource(path, site_info(path, classes, channels["train"], has_test), labels)
 
 
 def open_folder_as(path: Path, classes: Sequence[str]) -> FolderSource:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from fedbicross_flwr.data.packed import (
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.report.units import count
+from fedbicross_flwr.site_data import check_labels
 
 SPLITS: Final = ("train", "val", "test")
 NAMED: Final = 20
@@ -84,14 +85,14 @@ def named(words: Iterable[str], limit: int = NAMED) -> str:
     return ", ".join(everything[:limit]) + (f", and {rest:,} more" if rest > 0 else "")
 
 
-def look_at_folder(path: Path, found: Findings) -> tuple[str, ...]:
-    """Read every image of a folder, and return its classes."""
+def look_at_folder(path: Path, found: Findings, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Read every image of a folder, and return its own classes; `classes` are the federation's."""
     if not (path / "train").is_dir():
         found.problems.append(
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
         return ()
-    classes = tuple(folder.name for folder in subfolders(path / "train"))
+    own = tuple(folder.name for folder in subfolders(path / "train"))
     look = FolderLook(path, found)
     for split in (split for split in SPLITS if (path / split).is_dir()):
         found.images[split], found.prints[split] = Counter(), []
@@ -100,12 +101,12 @@ def look_at_folder(path: Path, found: Findings) -> tuple[str, ...]:
                 look.at_class(split, entry)
             else:
                 look.pass_over(entry)
-        for stranger in sorted(found.images[split].keys() - set(classes)):
+        for stranger in sorted(found.images[split].keys() - {*own, *(classes or ())}):
             found.problems.append(
-                f"{path / split}: class '{stranger}' has no folder in train{near_names(stranger, classes)}"
+                f"{path / split}: class '{stranger}' has no folder in train{near_names(stranger, own)}"
             )
     look.conclude()
-    return classes
+    return own
 
 
 @dataclass
@@ -190,12 +191,9 @@ def look_at_packed(path: Path, found: Findings, classes: Sequence[str] | None) -
     if len(set(channels.values())) > 1:
         has = ", ".join(f"{split}_images has {number}" for split, number in channels.items())
         found.problems.append(f"{path}: the splits differ in channels ({has}); save them all alike")
-    given = found.attempt(lambda: read_class_names(path)) if "class_names" in arrays else classes
     if len(labels) < len(splits):
         return ()
-    train = np.concatenate([labels[split] for split in splits if split != "test"])
-    test = labels.get("test", np.empty(0, np.int64))
-    own = found.attempt(lambda: check_classes(path, train, test, given))
+    own = found.attempt(lambda: classes_of(path, labels, classes))
     if own is None:
         return ()
     found.channels = channels["train"]
@@ -208,6 +206,27 @@ def look_at_packed(path: Path, found: Findings, classes: Sequence[str] | None) -
     if "class_names" not in arrays:
         found.notes.append(f"{path}: no class_names in it; labels 0, 1, ... are taken to be {', '.join(own)}")
     return own
+
+
+def classes_of(
+    path: Path, labels: Mapping[str, NDArray[np.int64]], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return what an .npz file's labels mean: what it says itself, or else the federation's classes.
+
+    Whether what it says is what the federation says is for `fedbicross_flwr.site_check`.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the labels do not fit those classes.
+    """
+    names = read_class_names(path) if "class_names" in array_names(path) else None
+    if names is None and classes is None:
+        train = np.concatenate([values for split, values in labels.items() if split != "test"])
+        return check_classes(path, train, labels.get("test", np.empty(0, np.int64)), None)
+    meant = names if names is not None else tuple(classes or ())
+    check_labels(path, names, labels, meant)
+    return meant
 
 
 def fingerprint(pixels: NDArray[np.uint8]) -> bytes:

@@ -7,46 +7,31 @@ and outcome, each site's scores. Opened again, in whatever state it was left, it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import SiteFederation
 from fedbicross_flwr.kept_outcome import load_outcome, save_outcome
 from fedbicross_flwr.late_site import nearest_cluster
-from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
+from fedbicross_flwr.methods import ServerOutcome, method_named
 from fedbicross_flwr.methods.flower_rounds import is_flower
-from fedbicross_flwr.models import StateDict, build_model
-from fedbicross_flwr.pacfl import subspace_bytes
 from fedbicross_flwr.roster import Roster, SiteEntry, now, seconds_between, seconds_since
 from fedbicross_flwr.run_folder import RunFolder
 from fedbicross_flwr.run_record import ClientRecord
-from fedbicross_flwr.server import Server, payload_bytes
 from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.site_registry import SiteRegistry
 from fedbicross_flwr.site_store import RowScores, read_scores, write_scores
-from fedbicross_flwr.upload_flags import check_sound, find_flags
+from fedbicross_flwr.site_uploads import SiteUploads
 
 DATA = "the sites' own"
 """Stands in ``identity.json`` where a simulation has its data's fingerprint."""
 
 
 @dataclass
-class SiteServer(Server):
-    """One deployment, from its first upload to the last site that fetched its model.
-
-    Parameters
-    ----------
-    roster : Roster
-        Who has done what.
-    """
-
-    roster: Roster = field(kw_only=True)
+class SiteServer(SiteUploads):
+    """One deployment, from its first upload to the last site that fetched its model."""
 
     @classmethod
     def open_sites(cls, config: RunConfig, path: Path) -> SiteServer:
@@ -55,7 +40,8 @@ class SiteServer(Server):
         Raises
         ------
         FedBiCrossError
-            When the method is unknown or takes many rounds, or the folder cannot be used.
+            When the method is unknown or takes many rounds, the registry cannot be read, or the folder
+            cannot be used.
         """
         method_named(config.method)
         if is_flower(config.method):
@@ -63,9 +49,10 @@ class SiteServer(Server):
                 f"method = {config.method!r} takes many rounds, and sites upload once; choose a one-shot "
                 "method"
             )
+        registry = SiteRegistry.open(config.deployment)
         folder = RunFolder.open(path, config, DATA)
         roster = Roster.open(path, config)
-        server = cls(config, folder, SiteFederation.of(config), "flower", roster=roster)
+        server = cls(config, folder, SiteFederation.of(config), "flower", roster=roster, registry=registry)
         server.take_up()
         return server
 
@@ -105,145 +92,9 @@ class SiteServer(Server):
         else:
             entry.state, entry.reason = "uploaded", ""
 
-    @property
-    def federation_names(self) -> tuple[str, ...]:
-        """Return the sites' names in the order of their numbers."""
-        return self.config.deployment.site_names
-
-    @property
-    def upload_bytes(self) -> int:
-        """Return the bytes of all arrays that a site is to send."""
-        config = self.config
-        rank = config.clustering.pacfl_rank if config.clustering.by == "pacfl" else 0
-        with torch.device("meta"):
-            model = build_model(self.spec, seed=0).state_dict()
-        return payload_bytes(model) + subspace_bytes(
-            self.spec.num_classes, self.spec.channels * IMAGE_SIZE**2, rank
-        )
-
-    def site(self, client: int) -> SiteEntry:
-        """Return a site's entry of the roster."""
-        return self.roster.sites[client]
-
     def scores_path(self, client: int) -> Path:
         """Return where a site's scores are kept."""
         return self.folder.path / "scores" / f"client-{client:02d}.json"
-
-    @property
-    def task(self) -> ServerTask:
-        """Return what checks and late sites are computed with."""
-        return ServerTask(self.spec, self.config, self.compute, self.progress)
-
-    # --- uploads
-
-    @property
-    def needed(self) -> int:
-        """Return with how many uploads the method can begin."""
-        clusters = self.config.clustering.clusters if self.config.method == "fedbicross" else 1
-        least = self.config.deployment.min_sites
-        return max(least, clusters) if isinstance(clusters, int) else least
-
-    @property
-    def enough(self) -> bool:
-        """Return whether the method could begin."""
-        return len(self.in_time()) >= self.needed
-
-    def open_uploads(self) -> float:
-        """Begin or go on with the window for uploads; return the seconds that are left of it.
-
-        A window that ended with too few uploads is opened anew.
-        """
-        roster = self.roster
-        if roster.opened is None or (self.uploads_left() <= 0 and not self.enough):
-            roster.opened = now()
-        roster.enter("uploads")
-        return self.uploads_left()
-
-    def uploads_left(self) -> float:
-        """Return the seconds that are left of the window for uploads."""
-        assert self.roster.opened is not None
-        return self.roster.upload_window - seconds_since(self.roster.opened)
-
-    def accept(
-        self,
-        client: int,
-        num_samples: int,
-        state: StateDict,
-        said: Mapping[str, float],
-        subspace: Tensor | None = None,
-    ) -> None:
-        """Check an upload, keep it, and take it; the first one of a site stands."""
-        if client in self.uploads:
-            return
-        super().accept(client, num_samples, state, said, subspace)
-        if client in self.uploads:
-            late = self.roster.closed is not None
-            self.roster.change(client, state="uploaded", uploaded=now(), late=late, reason="")
-
-    def check(self, upload: ClientUpload) -> None:
-        """Refuse what could take the others' numbers with it, besides what no model is."""
-        super().check(upload)
-        with cpu_threads(1):
-            check_sound(upload.client, upload.state, self.task)
-
-    def refuse(self, client: int, reason: str) -> None:
-        """Go on without a site, for now, and say why."""
-        self.clients.setdefault(client, ClientRecord(client)).reason = reason
-        self.roster.change(client, state="refused", reason=reason)
-        self.progress.note(f"site {self.site(client).site} is left out: {reason}")
-
-    def is_answered(self, client: int) -> bool:
-        """Return whether nothing is to be waited for: the site has uploaded, or cannot take part."""
-        return client in self.uploads or self.site(client).state == "refused"
-
-    def in_time(self) -> list[ClientUpload]:
-        """Return the uploads that came before the method began."""
-        return [self.uploads[client] for client in sorted(self.uploads) if not self.site(client).late]
-
-    def method_uploads(self) -> list[ClientUpload]:
-        """Return the uploads that came in time and are not held back."""
-        return [one for one in self.in_time() if not self.site(one.client).held]
-
-    def close_uploads(self) -> None:
-        """End the window for uploads: point out the outlying ones, and hold them back if that is configured.
-
-        Raises
-        ------
-        FedBiCrossError
-            When fewer uploads than needed are there, or are left.
-        """
-        if not self.enough:
-            raise self.too_few(len(self.in_time()))
-        with cpu_threads(1):
-            flags = find_flags(self.in_time(), self.task)
-        for client, texts in flags.items():
-            self.roster.change(client, flags=texts)
-            self.progress.note(f"the upload of site {self.site(client).site} is outlying: {'; '.join(texts)}")
-        if self.config.deployment.hold_back:
-            self.hold_back(flags)
-        self.roster.closed = now()
-        self.roster.enter("method")
-
-    def too_few(self, found: int) -> FedBiCrossError:
-        """Return that the method cannot begin."""
-        wanted = f"deployment.min_sites = {self.config.deployment.min_sites}"
-        if self.needed > self.config.deployment.min_sites:
-            wanted = f"clustering.clusters = {self.needed}"
-        absent = [entry for entry in self.roster.sites if entry.client not in self.uploads]
-        missing = "; ".join(f"{one.site}: {one.reason or 'it did not answer'}" for one in absent)
-        return FedBiCrossError(
-            f"{found} upload(s) when the window closed, but {wanted} needs {self.needed}; run the same "
-            f"command again to open another window (missing: {missing or 'none, but some are held back'})"
-        )
-
-    def hold_back(self, flags: Mapping[int, list[str]]) -> None:
-        """Leave flagged uploads out of the method."""
-        if len(self.method_uploads()) - len(flags) < self.needed:
-            raise self.too_few(len(self.method_uploads()) - len(flags))
-        for client in flags:
-            reason = "; ".join(self.site(client).flags)
-            self.roster.change(client, state="held back", held=True, reason=reason)
-            self.progress.note(f"the upload of site {self.site(client).site} is held back")
 
     # --- method
 

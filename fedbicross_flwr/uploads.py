@@ -1,4 +1,4 @@
-"""What a server demands of an upload before it touches it."""
+"""What a server demands of an upload before it touches it, and how many bytes travelled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.models import ModelSpec, build_model
+from fedbicross_flwr.methods.protocol import ClientUpload
+from fedbicross_flwr.models import ModelSpec, StateDict, build_model
 
 
 def check_upload(client: int, state: Mapping[str, Tensor], num_samples: int, spec: ModelSpec) -> None:
@@ -72,3 +73,18 @@ def tensor_problem(name: str, tensor: Tensor, expected: Tensor) -> str:
     if name.endswith("running_var") and (tensor < 0).any():
         return f"{name} holds negative variances"
     return ""
+
+
+def upload_tensors(upload: ClientUpload) -> StateDict:
+    """Return all tensors that a client sent."""
+    return upload.state if upload.subspace is None else {**upload.state, "subspace": upload.subspace}
+
+
+def upload_bytes(upload: ClientUpload) -> int:
+    """Return the bytes of all that a client sent."""
+    return payload_bytes(upload_tensors(upload))
+
+
+def payload_bytes(state: StateDict) -> int:
+    """Return the bytes of a model's arrays, which is what travels but for a few words around them."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -13,6 +13,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.run_folder import free_run_id
+from fedbicross_flwr.run_opening import sole_use
 from fedbicross_flwr.server import Server
 from fedbicross_flwr.site_server import SiteServer
 from server_app.baselines import run_rounds
@@ -27,30 +28,34 @@ def main(grid: Grid, context: Context) -> None:
     """Make one run: a simulation, or with ``deployment.sites`` a deployment."""
     try:
         config = RunConfig.from_flat(context.run_config)
-        if config.is_deployment:
-            deploy(config, grid)
-            return
-        server = Server.open(config, run_path(config), "flower")
+        path = run_path(config)
+        with sole_use(path):
+            drive = deploy if config.is_deployment else simulate
+            drive(config, path, grid)
     except FedBiCrossError as error:
         log(ERROR, "error: %s", error)
         raise
+
+
+def simulate(config: RunConfig, path: Path, grid: Grid) -> None:
+    """Make a simulation, or go on with one."""
+    server = Server.open(config, path, "flower")
+    drive = many_rounds if is_flower(config.method) else one_shot
     try:
-        drive = many_rounds if is_flower(config.method) else one_shot
         report = server.finish(drive(server, grid))
     except FedBiCrossError as error:
         server.progress.fail(str(error))
-        log(ERROR, "error: %s", error)
         raise
     log(INFO, "report: %s", report)
 
 
-def deploy(config: RunConfig, grid: Grid) -> None:
+def deploy(config: RunConfig, path: Path, grid: Grid) -> None:
     """Begin a deployment, or go on with one; sites that have their models are not asked again."""
-    server = SiteServer.open_sites(config, run_path(config))
+    server = SiteServer.open_sites(config, path)
     if server.finished:
-        log(INFO, "%s is finished, and every site has its model; nothing was run", server.folder.path)
+        log(INFO, "%s is finished, and every site has its model; nothing was run", path)
         return
-    log(INFO, "run folder: %s", server.folder.path)
+    log(INFO, "run folder: %s", path)
     try:
         report = Deployment(server, grid).run()
     except FedBiCrossError as error:

@@ -42,6 +42,7 @@ class Deployment:
         self.nodes = Nodes(grid)
         self.poll = poll
         self.owners: dict[int, Node] = {}
+        self.problem = ""
 
     def run(self) -> Path:
         """Go through all that is left to do; return the report's path."""
@@ -66,7 +67,7 @@ class Deployment:
         end = time.monotonic() + left
         while True:
             remaining = end - time.monotonic()
-            for node in self.nodes.free():
+            for node in filter(self.lets_in, self.nodes.free()):
                 ask(node, remaining)
             for node, message in self.nodes.answers():
                 self.take(node, message)
@@ -84,11 +85,38 @@ class Deployment:
         """Return whether round 2 can end before its time."""
         return all(self.server.is_served(client) for client in range(self.server.federation.num_clients))
 
-    # --- what is asked
+    # --- who is asked, and what
+
+    def lets_in(self, node: Node) -> bool:
+        """Return whether a node is a registered one; another is told so once, and looked up again later."""
+        self.read_registry()
+        try:
+            self.server.registry.site_of(node.id)
+        except FedBiCrossError as error:
+            if node.told != str(error):
+                node.told = str(error)
+                self.dismiss(node, str(error))
+            return False
+        return True
+
+    def read_registry(self) -> None:
+        """Read the registry anew; while it cannot be read, what it said before holds."""
+        problem = ""
+        try:
+            self.server.registry.read()
+        except FedBiCrossError as error:
+            problem = str(error)
+        if problem and problem != self.problem:
+            self.note(f"the registry stays as it was: {problem}")
+        self.problem = problem
 
     def ask_for_upload(self, node: Node, left: float) -> None:
-        """Ask a node who it is, and for its upload unless the server has it."""
-        config = ConfigRecord({"received": sorted(self.server.uploads)})
+        """Ask a node who it is, and for its upload unless the server has it.
+
+        It is told whose it is, so that it need not train for days to be refused for its name.
+        """
+        registered = self.server.registry.site_of(node.id)
+        config = ConfigRecord({"received": sorted(self.server.uploads), "registered-as": registered})
         self.nodes.ask(node, RecordDict({"config": config}), MessageType.TRAIN, left)
         if node.client is not None and node.client not in self.server.uploads:
             self.server.roster.change(node.client, state="asked", reason="")
@@ -117,6 +145,9 @@ class Deployment:
         try:
             client = site_in(message, self.server.federation_names)
             reason = refusal_in(message)
+            if client is not None:
+                self.read_registry()
+                self.server.registry.check(node.id, self.server.site(client).site)
         except FedBiCrossError as error:
             self.turn_away(node, str(error))
             return
@@ -188,6 +219,10 @@ class Deployment:
     def turn_away(self, node: Node, reason: str) -> None:
         """Do without what a node sent, and tell it why."""
         node.settled = True
+        self.dismiss(node, reason)
+
+    def dismiss(self, node: Node, reason: str) -> None:
+        """Say here and to the node why the run does without it."""
         self.note(f"node {node.id} is turned away: {reason}")
         self.nodes.tell(node, reason)
 

@@ -41,6 +41,8 @@ class Node:
         Whether nothing is to be asked of it at the moment.
     failures : int
         How often its ClientApp failed.
+    told : str
+        Why it is not asked, though it could be.
     """
 
     id: int
@@ -49,6 +51,7 @@ class Node:
     asked: bool = False
     settled: bool = False
     failures: int = 0
+    told: str = ""
 
 
 @dataclass
@@ -74,12 +77,8 @@ class Nodes:
             node = self.known.setdefault(info.node_id, Node(info.node_id, info.last_activated_at))
             if node.activated != info.last_activated_at:
                 # It was away. What it was doing may be lost, and what it refused for may be mended.
-                node.activated, node.asked, node.settled, node.failures = (
-                    info.last_activated_at,
-                    False,
-                    False,
-                    0,
-                )
+                node.activated, node.asked, node.settled = info.last_activated_at, False, False
+                node.failures, node.told = 0, ""
         return [self.known[one] for one in sorted(self.online) if self.is_free(self.known[one])]
 
     def is_free(self, node: Node) -> bool:

@@ -18,8 +18,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import StateDict
 from fedbicross_flwr.run_record import ClientRecord
-from fedbicross_flwr.server import payload_bytes
-from fedbicross_flwr.uploads import check_upload, tensor_problem
+from fedbicross_flwr.uploads import check_upload, payload_bytes, tensor_problem
 from server_app.strategy import OneShot, wait_for_nodes
 
 if TYPE_CHECKING:

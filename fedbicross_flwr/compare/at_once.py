@@ -166,6 +166,11 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
         Any of the runs; all are computed on the same kind of device.
     jobs : int
         Tasks at once.
+
+    Raises
+    ------
+    FedBiCrossError
+        When Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Not above: it takes seconds, and is for `--jobs` alone.
@@ -177,18 +182,7 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
         base = Path("/tmp")
     with tempfile.TemporaryDirectory(prefix="fbx-", dir=base, ignore_cleanup_errors=True) as folder:
         try:
-            with warnings.catch_warnings():
-                # Of what a later Ray will do with accelerators that a task did not ask for.
-                warnings.simplefilter("ignore", FutureWarning)
-                ray.init(
-                    address="local",
-                    num_cpus=jobs,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=folder,
-                )
+            start_ray(jobs, folder)
             found = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
             gpus = 1 if found and Compute.of(sample.config.runtime).device.type != "cpu" else 0
             # Not again after its process was killed: what killed it may have been its hunger for memory.
@@ -209,6 +203,37 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
             yield submit, wait
         finally:
             ray.shutdown()
+
+
+def start_ray(jobs: int, folder: str) -> None:
+    """Start Ray on this machine, with its files in a folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it does not start.
+    """
+    import ray
+
+    try:
+        with warnings.catch_warnings():
+            # Of what a later Ray will do with accelerators that a task did not ask for.
+            warnings.simplefilter("ignore", FutureWarning)
+            ray.init(
+                address="local",
+                num_cpus=jobs,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+            )
+    # Ray raises plain exceptions of several kinds.
+    except Exception as error:
+        raise FedBiCrossError(
+            f"Ray did not start ({first_line(error)}); try again when the machine is less busy, or leave out "
+            "--jobs"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

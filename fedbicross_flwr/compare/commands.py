@@ -37,14 +37,15 @@ def figure(
     name: Annotated[
         str,
         typer.Argument(
-            help="2 or 3 of the paper; accuracy-by-alpha, cost, cluster-count, clusterings, images; or all."
+            help="2 or 3 of the paper; accuracy-by-alpha, cost, accuracy-by-bytes, cluster-count, "
+            "clusterings, images; or all."
         ),
     ] = "all",
     out: Out = OUT,
 ) -> None:
     """Draw figures of a comparison into its folder figures: 2 or 3 of the paper, another by name, or all.
 
-    By name: accuracy-by-alpha, cost, cluster-count, clusterings, images.
+    By name: accuracy-by-alpha, cost, accuracy-by-bytes, cluster-count, clusterings, images.
     """
     from fedbicross_flwr.compare.figures import write_comparison_figures
 

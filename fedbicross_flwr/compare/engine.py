@@ -31,7 +31,7 @@ from fedbicross_flwr.progress import read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
 from fedbicross_flwr.run_folder import RunFolder, check_folder, drop_shared_stages, make_writable
-from fedbicross_flwr.server import open_run
+from fedbicross_flwr.run_opening import open_run
 from fedbicross_flwr.simulate import FlowerRunError, run_it
 from fedbicross_flwr.trackers import check_tracker
 

@@ -208,7 +208,7 @@ def test_fedavg_is_the_mean_of_what_the_clients_sent() -> None:
 
 def test_clients_train_as_long_as_for_one_shot() -> None:
     grid = finished("FedAvg")[1]
-    own = [read_tensors(path)[0] for path in Path(room().name).glob("cache/*/local.safetensors")]
+    own = [read_tensors(path)[0] for path in Path(room().name).glob("cache/*/*/local.safetensors")]
     assert len(own) >= 3
     rounds = sent_back(grid, 2).values()
     assert {steps_of(state) for state in own} == {steps_of(state) for state in rounds} == {4}

@@ -18,7 +18,7 @@ from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.pacfl import subspace_bytes
 from fedbicross_flwr.progress import read_events
 from fedbicross_flwr.report import write_report
-from fedbicross_flwr.server import payload_bytes
+from fedbicross_flwr.uploads import payload_bytes
 from server_app.strategy import OneShot
 
 

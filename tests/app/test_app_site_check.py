@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedbicross_flwr import cli
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
 from fedbicross_flwr.site_check import SiteReport, check_site, read_classes
+from fedbicross_flwr.site_data import site_images
 
 CLASSES = ("class-0", "class-1", "class-2")
 
@@ -57,6 +59,14 @@ def problem(path: Path, *words: str, classes: tuple[str, ...] | None = CLASSES) 
     assert "\n" not in line
     for word in words:
         assert word in line, line
+
+
+def note(path: Path, *words: str, classes: tuple[str, ...] | None = CLASSES) -> None:
+    """The check lets the site in, with one note that has all the words."""
+    report = checked(path, classes)
+    assert report.usable, report.found.problems
+    (line,) = (one for one in report.found.notes if all(word in one for word in words))
+    assert "\n" not in line
 
 
 # --- nothing wrong
@@ -129,15 +139,17 @@ def test_a_class_by_another_name_is_told_with_the_near_one(folder: Path) -> None
 
 
 def test_a_class_that_the_federation_has_and_the_site_has_not(folder: Path) -> None:
-    problem(folder, "'other' of the federation is not here", classes=(*CLASSES, "other"))
+    note(folder, "'other' of the federation is not here", classes=("other", *CLASSES))
+    path = save_site(folder.parent / "own.npz", class_names=np.array(CLASSES))
+    problem(path, "'other' of the federation is not in class_names", classes=("other", *CLASSES))
 
 
 def test_a_class_that_the_federation_has_not(folder: Path) -> None:
     problem(folder, "'class-2' is none of the federation's", classes=CLASSES[:2])
 
 
-def test_another_order_of_the_classes_is_a_problem(folder: Path) -> None:
-    problem(folder, "in the order class-0, class-1, class-2", "class-2, class-1", classes=CLASSES[::-1])
+def test_another_order_of_a_folder_s_classes_is_a_note(folder: Path) -> None:
+    note(folder, "in the order class-0, class-1, class-2", "class-2, class-1", classes=CLASSES[::-1])
 
 
 def test_a_test_class_without_training_images(folder: Path) -> None:
@@ -145,10 +157,12 @@ def test_a_test_class_without_training_images(folder: Path) -> None:
     problem(folder, "'klass-0' has no folder in train", "did you mean class-0")
 
 
-def test_a_class_without_images(folder: Path) -> None:
+def test_a_class_without_training_images_is_a_note(folder: Path) -> None:
     for file in (folder / "train" / "class-1").iterdir():
         file.unlink()
-    problem(folder, "'class-1' has no training image")
+    note(folder, "'class-1' has no training image")
+    (folder / "train" / "class-1").rmdir()
+    note(folder, "'class-1' of the federation is not here")
 
 
 def test_a_single_class(tmp_path: Path) -> None:
@@ -157,7 +171,7 @@ def test_a_single_class(tmp_path: Path) -> None:
     Image.fromarray(generator.integers(0, 256, (28, 28), dtype=np.uint8)).save(
         tmp_path / "train" / "a" / "0.png"
     )
-    problem(tmp_path, "one class ('a')", classes=None)
+    problem(tmp_path, "training images of 1 class,", "client.min_classes = 2", classes=None)
 
 
 def test_a_test_image_that_is_trained_on_is_found_under_any_name_and_format(folder: Path) -> None:
@@ -200,8 +214,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     [
         ({"train_images": np.zeros((36, 32, 32), np.uint8)}, ("train_images", "32x32")),
         ({"test_images": np.zeros((12, 28, 28), np.float32)}, ("test_images is float32",)),
-        ({"test_labels": np.full(12, 3)}, ("test label 3",)),
-        ({"train_labels": np.zeros(36, np.int64)}, ("class 1 (class-1) has no training image",)),
+        ({"test_labels": np.full(12, 3)}, ("4 classes occur in its labels", "the federation has 3")),
+        ({"train_labels": np.zeros(36, np.int64)}, ("training images of 1 class,",)),
+        ({"train_labels": np.full(36, 3), "class_names": np.array(CLASSES)}, ("label 3 found",)),
         ({"train_labels": None}, ("missing train_labels",)),
         ({"class_names": np.array(["class-0", "class-1", "klass-2"])}, ("'klass-2'", "did you mean class-2")),
         ({"class_names": np.array(CLASSES[::-1])}, ("in the order class-2",)),
@@ -216,7 +231,7 @@ def test_a_file_without_class_names_takes_the_federation_s(tmp_path: Path) -> No
     report = checked(path)
     assert report.usable and report.classes == CLASSES
     assert report.found.images["train"] == dict.fromkeys(CLASSES, 12)
-    problem(path, "class_names lists 2 classes", classes=CLASSES[:2])
+    problem(path, "3 classes occur in its labels, but the federation has 2", classes=CLASSES[:2])
 
 
 def test_a_row_that_is_trained_on_and_tested_on(tmp_path: Path) -> None:
@@ -235,6 +250,41 @@ def test_both_problems_of_a_file_are_told(tmp_path: Path) -> None:
     assert len(checked(path).found.problems) == 2
     path.write_bytes(path.read_bytes()[:2000])
     problem(path, "cut short")
+
+
+# --- the same rules as a run's
+
+
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES[::-1], CLASSES[:2], (*CLASSES, "other"), ("a", "b")])
+@pytest.mark.parametrize(
+    "kind", ["folder", "lacking", "test alone", "names", "no names", "lacking, no names"]
+)
+def test_a_site_that_a_run_would_refuse_is_not_passed_and_the_other_way_round(
+    tmp_path: Path, kind: str, classes: tuple[str, ...]
+) -> None:
+    if kind in ("folder", "lacking", "test alone"):
+        path = save_folder(tmp_path / "clinic")
+        for split in {"lacking": ("train", "test"), "test alone": ("train",)}.get(kind, ()):
+            shutil.rmtree(path / split / "class-1")
+    else:
+        arrays: dict[str, Any] = {} if "no names" in kind else {"class_names": np.array(CLASSES)}
+        if "lacking" in kind:
+            arrays |= {"train_labels": np.arange(36) % 2, "test_labels": np.arange(12) % 2}
+        path = save_site(tmp_path / "own.npz", **arrays)
+    try:
+        site_images(path, classes, 1)
+        refused = False
+    except FedBiCrossError:
+        refused = True
+    assert checked(path, classes).usable is not refused
+
+
+def test_classes_and_channels_come_from_the_federation_s_configuration(folder: Path) -> None:
+    names = {"deployment__sites": "a, b", "deployment__class_names": "class-2, class-1, class-0"}
+    report = check_site(folder, tiny(**names, deployment__channels=1))
+    assert report.usable and any("in the order" in line for line in report.found.notes)
+    (line,) = check_site(folder, tiny(**names)).found.problems
+    assert "1 channel(s), but deployment.channels = 3" in line
 
 
 # --- all at once, and the command

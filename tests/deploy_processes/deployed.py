@@ -43,7 +43,7 @@ SETTINGS: Mapping[str, Scalar] = {
 """Small, but every stage lasts long enough to be interrupted."""
 PHANTOM: Mapping[str, Scalar] = {"data.phantom_train": 420, "data.phantom_test": 120, "partition.clients": 3}
 #: Seconds for anything that takes processes to start, on cores that are shared with other work.
-PATIENCE = 240.0
+PATIENCE = 600.0
 
 Digests = dict[str, str]
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -126,6 +126,10 @@ class Deployed:
         config = self.made.centre.folder / "test.toml"
         config.write_text(run_config_toml(settings), encoding="utf-8")
         return self.made.start_run(config)
+
+    def stop(self, run_id: str) -> None:
+        """Stop a run, as the coordinating centre does; what was done is kept."""
+        self.made.run("stop-run", self.made.centre.folder, run_id)
 
     def finish(self, run_id: str, seconds: float = PATIENCE) -> None:
         """Wait for the end of a run, which must be a good one."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import Deployed, deployed, until
+from deployed import Deployed, command, deployed, until
+from federation import descendants
 
 pytestmark = pytest.mark.deploy
 
@@ -77,6 +80,20 @@ def test_another_machine_cannot_start_runs_or_take_tasks(centre: Deployed, path:
         answers[caller] = connection.getresponse().status
     assert answers["127.0.0.2"] == 403
     assert answers["127.0.0.1"] != 403
+
+
+def test_the_process_that_starts_runs_is_started_again(centre: Deployed) -> None:
+    assert centre.made.centre.process is not None
+    superlink = centre.made.centre.process.pid
+
+    def superexec() -> list[int]:
+        return [pid for pid in descendants(superlink) if "flower-superexec" in command(pid)]
+
+    until(superexec, "SuperExec runs")
+    (former,) = superexec()
+    os.kill(former, signal.SIGKILL)
+    until(lambda: superexec() not in ([], [former]), "SuperExec runs again", 60.0)
+    assert "SuperExec ended with status -9 and is started again" in centre.made.centre.logged()
 
 
 def test_a_key_is_rotated_and_the_former_one_put_out(centre: Deployed) -> None:

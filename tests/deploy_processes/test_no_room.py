@@ -48,7 +48,7 @@ def remount(path: Path, options: str) -> None:
 
 
 def test_a_full_disk_at_the_centre_fails_the_run_in_one_line(centre: Deployed) -> None:
-    status, details = centre.made.wait_for_run(centre.start([*SITES, "full", "sealed"]), 240.0)
+    status, details = centre.made.wait_for_run(centre.start([*SITES, "full", "sealed"]), 600.0)
     assert status == "finished:failed"
     assert "No space left on device" in details and str(centre.run) in details
 
@@ -56,7 +56,7 @@ def test_a_full_disk_at_the_centre_fails_the_run_in_one_line(centre: Deployed) -
 def test_a_read_only_disk_at_the_centre_fails_the_run_in_one_line(centre: Deployed) -> None:
     remount(centre.run, "ro")
     try:
-        status, details = centre.made.wait_for_run(centre.start([*SITES, "full", "sealed"]), 240.0)
+        status, details = centre.made.wait_for_run(centre.start([*SITES, "full", "sealed"]), 600.0)
     finally:
         remount(centre.run, "rw")
     assert status == "finished:failed"
@@ -65,7 +65,7 @@ def test_a_read_only_disk_at_the_centre_fails_the_run_in_one_line(centre: Deploy
 
 def test_with_room_the_run_goes_on_without_the_sites_that_cannot_write(centre: Deployed) -> None:
     remount(centre.run, "size=200m")
-    centre.finish(centre.start([*SITES, "full", "sealed"], deployment__upload_window=120.0))
+    centre.finish(centre.start([*SITES, "full", "sealed"]))
     assert centre.digests() == simulated()[0]
     for name, reason in (("full", "No space left on device"), ("sealed", "Read-only file system")):
         entry = centre.entry(name)
@@ -76,5 +76,6 @@ def test_with_room_the_run_goes_on_without_the_sites_that_cannot_write(centre: D
 
 def test_a_site_with_room_again_is_taken_late(centre: Deployed) -> None:
     remount(centre.store("full"), "size=50m")
-    centre.finish(centre.start([*SITES, "full", "sealed"], deployment__personal_window=90.0))
+    centre.finish(centre.start([*SITES, "full", "sealed"]))
     assert centre.entry("full")["state"] == "done" and centre.entry("full")["late"]
+    assert centre.entry("sealed")["state"] == "refused"

@@ -53,7 +53,7 @@ def test_the_server_app_is_killed(centre: Deployed, stage: str) -> None:
     until(lambda: STAGES[stage](centre), stage)
     for pid in centre.server_app():
         os.kill(pid, signal.SIGKILL)
-    centre.made.run("stop-run", centre.made.centre.folder, run_id)
+    centre.stop(run_id)
     assert centre.roster()["stage"] not in ("finished", "failed")
 
 
@@ -62,7 +62,7 @@ def test_the_superlink_is_killed(centre: Deployed) -> None:
     until(lambda: centre.server_app(), "the ServerApp runs")
     centre.made.kill(centre.made.centre)
     centre.made.start_superlink()
-    centre.made.run("stop-run", centre.made.centre.folder, run_id)
+    centre.stop(run_id)
 
 
 def test_it_ends_with_the_same_models(centre: Deployed) -> None:

@@ -35,6 +35,15 @@ LEVELS: dict[str, tuple[float, float, float, float]] = {
 SECONDS = {"fedavg": 0.0, "dafl": 95.0, "dense": 240.0, "fedisca": 310.0, "coboosting": 410.0}
 CENTRAL = (0.86, 0.87)
 
+ROUNDS = 5
+FLOWER_LEVELS: dict[str, tuple[float, float, float, float]] = {
+    "flower:FedAvg": (0.78, 0.79, 0.76, 0.84),
+    "flower:FedProx": (0.74, 0.76, 0.75, 0.83),
+    "flower:FedAdam": (0.60, 0.62, 0.66, 0.78),
+    "flower:Krum": (0.42, 0.50, 0.52, 0.72),
+}
+"""As `LEVELS`, of strategies that take `ROUNDS` rounds; they are built when they are named."""
+
 
 def build_comparison(
     out: Path,
@@ -74,8 +83,12 @@ def build_cell_run(
         folder / "clustering.json",
         lambda content: content.update(silhouette=0.2 + 0.06 * (4 - abs(clusters - 3))),
     )
-    if variant == "fedavg":
+    if variant == "fedavg" or variant in FLOWER_LEVELS:
         (folder / "synthetic.safetensors").unlink()
+    if variant in FLOWER_LEVELS:
+        level = FLOWER_LEVELS[variant][0]
+        said = {"rounds": ROUNDS, "accuracy": [level * number / ROUNDS for number in range(ROUNDS + 1)]}
+        edit(folder / "run.json", lambda content: content.update(flower=said))
     dump(
         folder / "metrics.json",
         {"protocols": ["global", "local"], "rows": rows(variant, seed, clients, alpha)},
@@ -98,6 +111,17 @@ def rows(variant: str, seed: int, clients: int, alpha: float) -> list[dict[str, 
     ]
     if variant == "central":
         return [row("central model on pooled data", "ceiling", CENTRAL, clients, own, shift, 0, MODEL)]
+    if variant in FLOWER_LEVELS:
+        name, level, sizes = (
+            f"{variant}, 5 rounds",
+            FLOWER_LEVELS[variant],
+            (ROUNDS * MODEL, (ROUNDS + 1) * MODEL),
+        )
+        return [
+            *common[:2],
+            row(name, "baseline", level[:2], clients, own, shift, *sizes),
+            row(f"{name}, fine-tuned", "baseline", level[2:], clients, own, shift, *sizes),
+        ]
     if variant == "fedavg":
         del common[2]
     title = VARIANTS[variant].title if variant in VARIANTS else variant

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison_builder import build_comparison
+from comparison_builder import FLOWER_LEVELS, MODEL, ROUNDS, build_comparison
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,6 +24,8 @@ from fedbicross_flwr.compare.figures.cluster_count import by_clusters, draw_clus
 from fedbicross_flwr.compare.figures.clusterings import rand_index
 from fedbicross_flwr.compare.figures.cost import LEAST_SECONDS, draw_cost
 from fedbicross_flwr.compare.figures.images import CLASS_GAP, GAP, dealt, strip
+from fedbicross_flwr.compare.figures.looks import STRATEGIES, look_of
+from fedbicross_flwr.compare.figures.traffic import draw_traffic
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.record import SyntheticImages
@@ -72,8 +74,9 @@ def test_a_figure_without_data_is_left_out_with_its_reason(tmp_path: Path) -> No
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier call")
     written = write_comparison_figures(tmp_path)
-    assert [file.stem for file in written.files] == ["cost"]
-    assert set(written.left_out) == {*FIGURES, "images-phantom-N5-alpha0.3"} - {"cost"}
+    drawn = ["cost", "accuracy-by-bytes"]
+    assert [file.stem for file in written.files] == drawn
+    assert set(written.left_out) == {*FIGURES, "images-phantom-N5-alpha0.3"} - set(drawn)
     assert "two alphas" in written.left_out["accuracy-by-alpha"]
     assert not stale.exists()
 
@@ -110,6 +113,64 @@ def test_cost_shows_both_models_and_no_time_below_the_least(comparison: Comparis
     assert len(points) == 7
     assert min(points) == LEAST_SECONDS
     assert seconds.get_xscale() == "log" and traffic.get_xscale() == "linear"
+
+
+def curves(axes: Any) -> dict[str, list[list[float]]]:
+    """What is drawn as a line with markers and what as points alone, by kind: x and y of each."""
+    found: dict[str, list[list[float]]] = {"curve": [], "point": []}
+    for line in axes.lines:
+        xs, ys = data(line.get_xdata()), data(line.get_ydata())
+        if line.get_marker() not in ("None", "none", "", None):
+            found["point" if len(xs) == 1 else "curve"].append([*xs, *ys])
+    return found
+
+
+def test_bytes_show_one_shot_methods_as_points_and_strategies_as_curves(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("fedavg", "fedbicross", "flower:FedAvg"), seeds=(0, 1))
+    made = draw_traffic(collect(tmp_path))
+    sent, received, local, _ = made.axes
+    size, rounds = MODEL / 1e6, range(1, ROUNDS + 1)
+    accuracy = [100 * FLOWER_LEVELS["flower:FedAvg"][0] * number / ROUNDS for number in rounds]
+    assert curves(sent)["curve"] == [pytest.approx([*(size * one for one in rounds), *accuracy])]
+    assert curves(received)["curve"] == [pytest.approx([*(size * (one + 1) for one in rounds), *accuracy])]
+    assert curves(local)["curve"] == [], "nobody scores the global model under the local protocol"
+    for axes, many in ((sent, ROUNDS), (local, ROUNDS), (received, ROUNDS + 1)):
+        places = sorted(point[0] for point in curves(axes)["point"])
+        assert places == pytest.approx(4 * [size] + 2 * [many * size])
+        assert axes.get_xscale() == "log"
+        low, high = axes.get_ylim()
+        assert all(low < point[1] < high for point in curves(axes)["point"]), "a point lies outside"
+
+
+@pytest.mark.parametrize(
+    ("variants", "points", "lines"), [(("fedavg",), 2, 0), (("flower:Krum", "flower:FedProx"), 4, 2)]
+)
+def test_bytes_leave_out_the_kind_that_was_not_run(
+    tmp_path: Path, variants: tuple[str, ...], points: int, lines: int
+) -> None:
+    build_comparison(tmp_path, variants=variants, seeds=(0,))
+    drawn = curves(draw_traffic(collect(tmp_path)).axes[0])
+    assert (len(drawn["point"]), len(drawn["curve"])) == (points, lines)
+
+
+def test_seeds_with_different_rounds_have_no_common_curve(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("flower:Krum",), seeds=(0, 1))
+    run = tmp_path / "phantom-N5-alpha0.3" / "flower:Krum" / "seed-1" / "run.json"
+    edit(run, lambda content: content.update(flower={"rounds": 2, "accuracy": [0.1, 0.2, 0.3]}))
+    drawn = curves(draw_traffic(collect(tmp_path)).axes[0])
+    assert drawn["curve"] == [] and len(drawn["point"]) == 2
+
+
+def test_bytes_need_a_method_that_sends_models(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("central",), seeds=(0,))
+    with pytest.raises(NothingToDrawError, match="sends models"):
+        draw_traffic(collect(tmp_path))
+
+
+def test_no_two_strategies_look_alike() -> None:
+    looks = [look_of(name, LIGHT) for name in STRATEGIES]
+    assert len(STRATEGIES) == 10
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
 
 
 def test_clusters_are_studied_over_k(comparison: Comparison) -> None:

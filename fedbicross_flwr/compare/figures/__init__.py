@@ -15,6 +15,7 @@ from fedbicross_flwr.compare.figures.cluster_count import draw_cluster_count
 from fedbicross_flwr.compare.figures.clusterings import draw_clusterings
 from fedbicross_flwr.compare.figures.cost import draw_cost
 from fedbicross_flwr.compare.figures.images import draw_images
+from fedbicross_flwr.compare.figures.traffic import draw_traffic
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
@@ -29,12 +30,14 @@ __all__ = [
     "draw_clusterings",
     "draw_cost",
     "draw_images",
+    "draw_traffic",
     "write_comparison_figures",
 ]
 
 FIGURES: Mapping[str, Callable[[Comparison, Theme], Figure]] = {
     "accuracy-by-alpha": draw_by_alpha,
     "cost": draw_cost,
+    "accuracy-by-bytes": draw_traffic,
     "cluster-count": draw_cluster_count,
     "clusterings": draw_clusterings,
 }

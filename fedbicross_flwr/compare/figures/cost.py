@@ -7,12 +7,19 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from fedbicross_flwr.compare.collect import CellRuns, Comparison
-from fedbicross_flwr.compare.figures.looks import ORDER, Look, handle, legend_below, look_of, percent_of
+from fedbicross_flwr.compare.figures.looks import (
+    BESIDE,
+    ORDER,
+    ends,
+    handle,
+    legend_below,
+    look_of,
+    percent_of,
+)
 from fedbicross_flwr.compare.lines import CEILING_GROUPS, SHIPPED, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
@@ -20,10 +27,7 @@ from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
 ACCURACY = "mean_accuracy"
 LEAST_SECONDS = 0.1
-BESIDE = 0.09
-"""Inches between methods that send equally much: their points would lie on each other."""
 CONTROL_LINE = "same-budget"
-ENDS = ("hollow: as shipped", "full: fine-tuned or personal")
 
 
 def _seconds(row: SeedScores) -> float | None:
@@ -74,7 +78,7 @@ def draw_cost(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
             handle(titles[name], look_of(name, theme), line=name == CONTROL_LINE, marker=name != CONTROL_LINE)
             for name in dict.fromkeys(known)
         ]
-        legend_below(made, [*handles, *_ends(theme)], columns=3)
+        legend_below(made, [*handles, *ends(theme)], columns=3)
     return made
 
 
@@ -92,7 +96,7 @@ def _panel(
     axes: Axes, lines: list[Line], read: Callable[[SeedScores], float | None], theme: Theme, beside: bool
 ) -> None:
     variants = list(dict.fromkeys(line.variant for line in lines if line.variant != CONTROL_LINE))
-    ends: dict[str, list[tuple[float, float]]] = {}
+    drawn: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         value = percent_of(line, ACCURACY)
         assert value is not None  # `_drawable` left the others out
@@ -120,22 +124,15 @@ def _panel(
             zorder=3,
             transform=transform,
         )
-        ends.setdefault(line.variant, []).append(point)
-        if len(ends[line.variant]) > 1:
-            xs, ys = zip(*ends[line.variant], strict=True)
+        drawn.setdefault(line.variant, []).append(point)
+        if len(drawn[line.variant]) > 1:
+            xs, ys = zip(*drawn[line.variant], strict=True)
             axes.plot(xs, ys, color=look.colour, linewidth=0.9, zorder=2, transform=transform)
 
 
 def _hollow(line: Line, lines: list[Line]) -> bool:
     """Whether it is the first of a method's two points."""
     return line.role == SHIPPED and sum(other.variant == line.variant for other in lines) > 1
-
-
-def _ends(theme: Theme) -> list[Line2D]:
-    """Return the legend's entries for the two points of a method."""
-    hollow, full = (handle(title, Look(theme.neutral, "o", "solid"), line=False) for title in ENDS)
-    hollow.set_markerfacecolor(theme.surface)
-    return [hollow, full]
 
 
 def _logarithmic(axes: Axes) -> None:

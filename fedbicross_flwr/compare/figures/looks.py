@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from fedbicross_flwr.compare.collect import CellRuns
 from fedbicross_flwr.compare.lines import Line
 from fedbicross_flwr.compare.tables import BY_KEY, spread
+from fedbicross_flwr.compare.variants import FLOWER, VARIANTS
 from fedbicross_flwr.report.style import DASHES, Theme, label
 
 ORDER = ("fedbicross", "coboosting", "fedisca", "dense", "dafl", "fedavg")
@@ -25,6 +26,10 @@ GREY: Mapping[str, tuple[str, str]] = {
     "central": ("h", "solid"),
 }
 """What is no one-shot method is grey: controls and ceilings."""
+BESIDE = 0.09
+"""Inches between methods that send equally much: their points would lie on each other."""
+ENDS = ("hollow: as shipped", "full: fine-tuned or personal")
+STRATEGIES = tuple(name for name in VARIANTS if name.startswith(FLOWER))
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ def look_of(variant: str, theme: Theme, order: Sequence[str] = ORDER) -> Look:
     if variant in order:
         index = order.index(variant)
         return Look(theme.cluster(index), MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
-    # Flower's strategies and unknown variants: told apart by their markers, which follow from the name.
+    if variant in STRATEGIES:
+        # The two hues that one-shot methods leave, in turn; a marker that comes again has the other hue.
+        index = STRATEGIES.index(variant)
+        hue = theme.cluster(len(ORDER) + (index + index // len(MARKERS)) % 2)
+        return Look(hue, MARKERS[index % len(MARKERS)], DASHES[index // 2 % len(DASHES)])
+    # Unknown variants: told apart by their markers, which follow from the name.
     index = sum(variant.encode()) % len(MARKERS)
     return Look(theme.neutral, MARKERS[index], "solid")
 
@@ -80,6 +90,13 @@ def handle(title: str, look: Look, line: bool = True, marker: bool = True) -> Li
         linewidth=1.4,
         label=label(title, 40),
     )
+
+
+def ends(theme: Theme) -> list[Line2D]:
+    """Return the legend's entries for the two points of a method."""
+    hollow, full = (handle(title, Look(theme.neutral, "o", "solid"), line=False) for title in ENDS)
+    hollow.set_markerfacecolor(theme.surface)
+    return [hollow, full]
 
 
 def dodge(index: int, number: int, width: float = 0.34) -> float:
