@@ -35,9 +35,10 @@ python_path() {
 }
 
 script_path() {
-    local found
-    found="$(dirname "$(python_path)")/$1"
-    [ -x "$found" ] || die "$found is missing: Flower is not installed beside $(python_path); run \`make setup\`"
+    local python found
+    python="$(python_path)" || exit
+    found="$(dirname "$python")/$1"
+    [ -x "$found" ] || die "$found is missing: Flower is not installed beside $python; run \`make setup\`"
     printf '%s' "$found"
 }
 
@@ -83,11 +84,13 @@ port_number() {
 # Flower reports its use to its makers, asks for updates, and installs an app's dependencies anew for each
 # run: none of it has a place here.
 flower_environment() { # flower_environment FOLDER
+    local python
+    python="$(python_path)" || exit
     mkdir -p "$1/flwr"
     export FLWR_HOME="$1/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
     export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
     # Flower starts its own commands by name.
-    PATH="$(dirname "$(python_path)"):$PATH"
+    PATH="$(dirname "$python"):$PATH"
     export PATH
 }
 

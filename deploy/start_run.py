@@ -18,6 +18,7 @@ from flower_cli import as_command, flwr
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
+from fedbicross_flwr.run_folder import IDENTITY
 from fedbicross_flwr.settings import Scalar, read_toml
 
 #: Seconds between two looks at the state of a run that is waited for.
@@ -53,7 +54,7 @@ def main() -> int:
     refuse_a_second_run(chosen.connection)
     run_id = start(app, chosen.connection, settings)
     print(f"run {run_id} started; its folder is {out}", flush=True)
-    return wait_for(chosen.connection, run_id) if chosen.wait else 0
+    return wait_for(chosen.connection, run_id) if chosen.wait else wait_for_folder(out, chosen, run_id)
 
 
 def refuse_a_second_run(connection: str) -> None:
@@ -84,24 +85,38 @@ def start(app: Path, connection: str, settings: dict[str, Scalar]) -> str:
     return str(said["run-id"])
 
 
-def wait_for(connection: str, run_id: str) -> int:
-    """Show the log of a run until its end; return the exit status that tells how it ended."""
-    with subprocess.Popen(["flwr", "log", run_id, connection, "--stream"]) as log:
-        try:
-            while True:
-                (run,) = flwr("list", connection, "--run-id", run_id)["runs"]
-                state, _, how = str(run["status"]).partition(":")
-                if state == "finished":
-                    break
-                time.sleep(POLL_SECONDS)
-            time.sleep(POLL_SECONDS)  # the last lines of the log are on their way
-        finally:
-            log.terminate()
+def wait_for_folder(out: Path, chosen: argparse.Namespace, run_id: str) -> int:
+    """Wait until a run has its folder, so that its status can be asked for; return the exit status."""
+    while not (out / IDENTITY).exists():
+        if (ended := end_of(chosen.connection, run_id)) is not None:
+            return ended
+        time.sleep(POLL_SECONDS)
+    return 0
+
+
+def end_of(connection: str, run_id: str) -> int | None:
+    """Return the exit status that tells how a run ended; None while it is not over."""
+    (run,) = flwr("list", connection, "--run-id", run_id)["runs"]
+    state, _, how = str(run["status"]).partition(":")
+    if state != "finished":
+        return None
     if how == "completed":
         print(f"run {run_id} completed")
         return 0
     print(f"error: run {run_id} {how}: {' '.join(str(run['status-details']).split())}", file=sys.stderr)
     return 1
+
+
+def wait_for(connection: str, run_id: str) -> int:
+    """Show the log of a run until its end; return the exit status that tells how it ended."""
+    with subprocess.Popen(["flwr", "log", run_id, connection, "--stream"]) as log:
+        try:
+            while (ended := end_of(connection, run_id)) is None:
+                time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # the last lines of the log are on their way
+        finally:
+            log.terminate()
+    return ended
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from small_runs import TINY, checksums, read_json, reference, save_site, tiny, without_report
 
-from fedbicross_flwr import cli, server
+from fedbicross_flwr import cli, run_opening, server
 from fedbicross_flwr import simulate as simulate_module
 
 
@@ -98,7 +98,7 @@ def test_the_minimum_that_a_dirichlet_draw_cannot_meet_is_named(command: Command
     refused = command(settings=skewed)
     refused.is_refusal("partition.min_samples = 30", "partition.alpha = 0.001")
     # The corrected command may use the same folder: nothing was begun there.
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def deal_by_hand(monkeypatch: pytest.MonkeyPatch, shares: list[list[int]]) -> No
         tests = np.array_split(np.arange(12), len(shares))
         return Partition(tuple(np.array(rows, dtype=np.int64) for rows in shares), tuple(tests))
 
-    monkeypatch.setattr(server, "deal", deal)
+    monkeypatch.setattr(run_opening, "deal", deal)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,8 @@ def test_a_folder_of_other_settings_is_refused(command: Command, earlier: Path) 
 def test_a_folder_of_other_data_is_refused(command: Command, tmp_path: Path) -> None:
     own = save_site(tmp_path / "own.npz")
     config = tiny(data__name="site", data__path=str(own))
-    server.Server.open(config, tmp_path / "run", "in-process")
+    with run_opening.sole_use(tmp_path / "run"):
+        server.Server.open(config, tmp_path / "run", "in-process")
     before = checksums(tmp_path / "run")
     save_site(own, train_labels=np.arange(36)[::-1] % 3)
     command("--data", str(own)).is_refusal("other images", "--out")
@@ -314,7 +315,8 @@ def test_a_place_that_cannot_be_written_is_named(command: Command, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["identity.json", "partition.json"])
 def test_a_damaged_file_of_the_folder_is_named(command: Command, tmp_path: Path, name: str) -> None:
-    server.Server.open(tiny(), tmp_path / "run", "in-process")
+    with run_opening.sole_use(tmp_path / "run"):
+        server.Server.open(tiny(), tmp_path / "run", "in-process")
     (tmp_path / "run" / name).write_text("{")
     before = checksums(tmp_path / "run")
     command().is_refusal(name)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from small_runs import tiny, without_report
 
 from client_app import app as client_module
-from fedbicross_flwr import in_process, server
+from fedbicross_flwr import in_process, run_opening, server
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.data.source import DatasetInfo, ImageSource, Part
@@ -84,7 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, R
     grid = WatchedGrid(config, 3)
     grid.readings = readings
     with pytest.MonkeyPatch.context() as patch, without_report():
-        patch.setattr(server, "open_data", watched)
+        patch.setattr(run_opening, "open_data", watched)
         patch.setattr(client_module, "open_data", watched)
         run_app(config, grid)
     yield folder, readings
@@ -108,7 +108,7 @@ def test_in_process_a_client_s_work_reads_no_other_client_s_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = Readings()
-    monkeypatch.setattr(server, "open_data", lambda config: WatchedSource(open_data(config), readings))
+    monkeypatch.setattr(run_opening, "open_data", lambda config: WatchedSource(open_data(config), readings))
     for name in ("upload", "personal"):
         work = getattr(in_process, name)
 

@@ -89,8 +89,9 @@ class Reader:
 def reader(made: Federation, home: Path, names: dict[str, str], first: str) -> Reader:
     """Return a reader at a new machine, on which the repository was cloned."""
     home.mkdir()
-    for part in ("deploy", "configs"):
-        (home / part).symlink_to(ROOT / part)
+    for part in ROOT.iterdir():
+        if part.name not in (".git", "runs"):
+            (home / part.name).symlink_to(part)
     return Reader(made, home, names, first)
 
 

@@ -156,6 +156,20 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     assert code == 2 and "node.key can be read by others (mode 640): chmod 600" in said
 
 
+def test_a_checkout_without_its_environment_is_told_once(tmp_path: Path) -> None:
+    for command in (
+        ["start-superlink", tmp_path, "--insecure", "--host", "127.0.0.1"],
+        [
+            "start-supernode",
+            tmp_path,
+            *"--superlink 127.0.0.1:1 --name n --insecure --data".split(),
+            tmp_path,
+        ],
+    ):
+        code, _, said = run(*map(str, command), FEDBICROSS_PYTHON=str(tmp_path / "nothing"))
+        assert code == 2 and said.count("\n") == 1 and "nothing is missing: run `make setup`" in said
+
+
 def test_an_expired_certificate_is_refused_at_the_start(tmp_path: Path) -> None:
     other = tmp_path / "other"
     for folder in (tmp_path / "centre", other):
