@@ -38,8 +38,8 @@ class Sizes:
     batch: int = 64
     steps: int = 2
     clients: int = 6
-    iterations: int = 10
-    client_images: int = 256
+    iterations: int = 6
+    client_images: int = 128
     epochs: int = 2
 
     @property
