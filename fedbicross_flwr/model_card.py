@@ -164,18 +164,8 @@ def versions() -> list[str]:
 
 
 def kept_scores(file: Path, facts: Mapping[str, str]) -> RowScores:
-    """Return the scores beside a personal model; none if there are none, or they are another model's.
-
-    Raises
-    ------
-    FedBiCrossError
-        When the file of the scores holds something else.
-    """
-    path = file.with_name("scores.json")
-    try:
-        return read_scores(path, facts.get("key", "")) or {}
-    except (KeyError, TypeError) as error:
-        raise FedBiCrossError(f"{path} holds no scores of a run ({error!r}); remove it") from error
+    """Return the scores beside a personal model; none if there are none, or they are another model's."""
+    return read_scores(file.with_name("scores.json"), facts.get("key", "")) or {}
 
 
 def score_lines(scores: RowScores) -> list[list[str]]:

@@ -23,6 +23,7 @@ LOCAL = {
     "data.root",
     "data.download",
     "deployment.min_sites",
+    "deployment.registry",
     "deployment.upload_window",
     "deployment.personal_window",
     "runtime.reply_timeout",
