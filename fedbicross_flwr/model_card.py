@@ -19,7 +19,6 @@ from jinja2 import Environment, StrictUndefined
 
 import fedbicross_flwr
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import Scores
 from fedbicross_flwr.prediction import model_file
 from fedbicross_flwr.report.units import ABSENT, human_bytes, percent
