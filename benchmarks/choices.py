@@ -7,7 +7,6 @@ an accelerator.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -154,7 +153,7 @@ def main(
     for name, seconds in figures.items():
         console.print(f"{seconds * 1e3:9.1f} ms  {name}", highlight=False)
     if out:
-        content = {**about(compute, dataclasses.replace(sizes)), "seconds": figures}
+        content = {**about(compute, sizes), "seconds": figures}
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
 
 

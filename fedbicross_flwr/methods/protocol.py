@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class ClientUpload:
     num_samples: int
     state: StateDict
     subspace: Tensor | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the checksum of f_i, which every stage of every cluster is known by."""
+        return digest(self.state)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class ServerTask:
         """
         settings = {k: v for k, v in self.config.shaping().items() if k.split(".")[0] in sections}
         arithmetic = (self.compute.device.type, self.compute.precision, self.config.seed, self.spec)
-        models = [(upload.client, upload.num_samples, digest(upload.state)) for upload in uploads]
+        models = [(upload.client, upload.num_samples, upload.digest) for upload in uploads]
         text = repr((models, sorted(settings.items()), arithmetic, more))
         return hashlib.sha256(text.encode()).hexdigest()
 
