@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ TINY: dict[str, Any] = {
     "runtime.device": "cpu",
 }
 """Equal shares, since dealing unequal ones imports Flower Datasets, which takes longer than the run."""
+
+
+@dataclass
+class Answer:
+    """How a command ended."""
+
+    status: object
+    output: str
+    error: str
+
+    def is_refusal(self, *words: str) -> None:
+        """One line on standard error that holds all the words, status 2, and nothing that was run."""
+        lines = self.error.strip().splitlines()
+        assert self.status == 2, self
+        assert len(lines) == 1 and lines[0].startswith("error: "), self
+        for word in words:
+            assert word in lines[0], (word, lines[0])
+        assert "Traceback" not in self.output + self.error
 
 
 def tiny(**changes: Any) -> RunConfig:

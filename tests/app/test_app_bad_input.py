@@ -6,36 +6,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import TINY, checksums, read_json, reference, save_site, tiny, without_report
+from small_runs import TINY, Answer, checksums, read_json, reference, save_site, tiny, without_report
 
 from fedbicross_flwr import cli, run_opening, server
 from fedbicross_flwr import simulate as simulate_module
-
-
-@dataclass
-class Answer:
-    """How the command ended."""
-
-    status: object
-    output: str
-    error: str
-
-    def is_refusal(self, *words: str) -> None:
-        """One line on standard error that holds all the words, status 2, and nothing that was run."""
-        lines = self.error.strip().splitlines()
-        assert self.status == 2, self
-        assert len(lines) == 1 and lines[0].startswith("error: "), self
-        for word in words:
-            assert word in lines[0], self
-        assert "Traceback" not in self.output + self.error
-
 
 Command = Callable[..., Answer]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_processes import processes_of
+from ray_processes import temporary as temporary
 from small_runs import TINY, read_json, without_report
 
 from fedbicross_flwr.compare.at_once import Teller, check_jobs, follow, make_at_once, prerequisites, share_of
@@ -169,26 +169,6 @@ def test_runs_at_once_give_the_numbers_of_runs_one_after_another(tmp_path: Path)
         assert (there / "metrics.json").read_text() == (run.folder / "metrics.json").read_text()
 
 
-def living(folder: Path) -> list[str]:
-    """The living processes whose environment names a folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and str(folder).encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A folder for temporary files with a short name, as Ray's sockets need one."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes through /proc")
 def test_an_interruption_ends_all_runs_and_leaves_no_process(tmp_path: Path, temporary: Path) -> None:
@@ -221,7 +201,7 @@ def test_an_interruption_ends_all_runs_and_leaves_no_process(tmp_path: Path, tem
     assert process.returncode == 130
     assert output == "interrupted; the same command with the same --out goes on\n"
     deadline = time.monotonic() + 30
-    while living(temporary) and time.monotonic() < deadline:
+    while processes_of(temporary) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert living(temporary) == []
+    assert processes_of(temporary) == []
     assert not list((tmp_path / "out").glob(f"*/*/*/{FAILED}"))

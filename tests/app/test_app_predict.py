@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import checksums, flip_byte, read_json, tiny
-from test_app_bad_input import Answer
+from small_runs import Answer, checksums, flip_byte, read_json, tiny
 
 from fedbicross_flwr import cli, prediction
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors, save_model

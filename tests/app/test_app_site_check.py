@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import checksums, save_site, tiny
-from test_app_bad_input import Answer, save_folder
+from small_runs import Answer, checksums, save_site, tiny
+from test_app_bad_input import save_folder
 
 from fedbicross_flwr import cli
 from fedbicross_flwr.errors import FedBiCrossError

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 from sites_grid import RUN_ID, SiteNode, SitesGrid, identify, node_for
+from small_runs import TINY
 
 from fedbicross_flwr import server
 from fedbicross_flwr.artifacts import digest, read_tensors
@@ -24,26 +25,6 @@ from server_app import app as app_module
 from server_app.deployment import Deployment
 
 NAMES = ("north", "south", "west")
-
-TINY: dict[str, Any] = {
-    "data.phantom_train": 96,
-    "data.phantom_test": 24,
-    "partition.clients": 3,
-    "partition.alpha": float("inf"),
-    "model.width": 2,
-    "client.epochs": 2,
-    "client.batch_size": 16,
-    "clustering.clusters": 2,
-    "clustering.num_probes": 16,
-    "clustering.n_init": 2,
-    "inversion.iterations": 4,
-    "inversion.batch_size": 12,
-    "cross_cluster.sweeps": 1,
-    "personal.epochs": 1,
-    "runtime.precision": "float32",
-    "runtime.server_threads": 1,
-    "runtime.device": "cpu",
-}
 
 
 def class_names() -> tuple[str, ...]:

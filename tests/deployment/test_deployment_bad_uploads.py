@@ -12,7 +12,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from site_runs import (
     NAMES,
-    TINY,
     cluster_models,
     deploy,
     deployed,
@@ -23,6 +22,7 @@ from site_runs import (
     states,
 )
 from sites_grid import SiteNode, node_for
+from small_runs import TINY
 
 from fedbicross_flwr.artifacts import read_tensors
 from fedbicross_flwr.compute import Compute

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from site_runs import TINY, deploy, deployed, no_report
+from site_runs import deploy, deployed, no_report
+from small_runs import TINY
 
 from fedbicross_flwr import run_opening
 from fedbicross_flwr.config import RunConfig

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tool_runs import finished, save_share, small
+from small_runs import tiny as small
+from tool_runs import finished, save_share
 
 from client_app.opened import Opened, open_site
 from fedbicross_flwr import client as client_module

@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-from tool_runs import Answer, Fedbicross, finished, save_share, small
+from small_runs import Answer
+from small_runs import tiny as small
+from tool_runs import Fedbicross, finished, save_share
 
 from fedbicross_flwr import client as client_module
 from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors

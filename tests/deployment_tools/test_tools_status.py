@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tool_runs import Fedbicross, finished, small
+from small_runs import tiny as small
+from tool_runs import Fedbicross, finished
 
 from fedbicross_flwr import roster
 from fedbicross_flwr.progress import EventLog

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_runs import Answer
+from small_runs import tiny as small
 
 from fedbicross_flwr import cli, server
-from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.federated_data import open_data
 from fedbicross_flwr.in_process import run_in_process
-
-SMALL: dict[str, Any] = {
-    "data.phantom_train": 96, "data.phantom_test": 24, "partition.clients": 3,
-    "partition.alpha": float("inf"), "model.width": 2, "client.epochs": 2, "client.batch_size": 16,
-    "clustering.clusters": 2, "clustering.num_probes": 16, "clustering.n_init": 2,
-    "inversion.iterations": 4, "inversion.batch_size": 12, "cross_cluster.sweeps": 1, "personal.epochs": 1,
-    "runtime.precision": "float32", "runtime.server_threads": 1, "runtime.device": "cpu",
-}  # fmt: skip
-
-
-def small(**changes: Any) -> RunConfig:
-    """The small configuration; ``client__epochs=3`` stands for ``client.epochs``."""
-    return RunConfig.from_flat(SMALL | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 @cache
@@ -63,24 +50,6 @@ def save_share(run: Path, client: int, path: Path, *, test: bool = True, names: 
             arrays[f"{part}_labels"] = source.labels(part)[rows]  # type: ignore[arg-type]
     np.savez(path, **arrays)
     return path
-
-
-@dataclass
-class Answer:
-    """How a command ended."""
-
-    status: object
-    output: str
-    error: str
-
-    def is_refusal(self, *words: str) -> None:
-        """One line on standard error that holds all the words, status 2, and nothing else."""
-        lines = self.error.strip().splitlines()
-        assert self.status == 2, self
-        assert len(lines) == 1 and lines[0].startswith("error: "), self
-        for word in words:
-            assert word in lines[0], (word, lines[0])
-        assert "Traceback" not in self.output + self.error
 
 
 class Fedbicross:

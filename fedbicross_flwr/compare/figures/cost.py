@@ -13,6 +13,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from fedbicross_flwr.compare.collect import CellRuns, Comparison
 from fedbicross_flwr.compare.figures.looks import (
     BESIDE,
+    CONTROL_LINE,
     ORDER,
     ends,
     handle,
@@ -27,7 +28,6 @@ from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
 ACCURACY = "mean_accuracy"
 LEAST_SECONDS = 0.1
-CONTROL_LINE = "same-budget"
 
 
 def _seconds(row: SeedScores) -> float | None:

@@ -28,6 +28,8 @@ GREY: Mapping[str, tuple[str, str]] = {
 """What is no one-shot method is grey: controls and ceilings."""
 BESIDE = 0.09
 """Inches between methods that send equally much: their points would lie on each other."""
+CONTROL_LINE = "same-budget"
+"""What shares nothing and trains longer: drawn as a line."""
 ENDS = ("hollow: as shipped", "full: fine-tuned or personal")
 STRATEGIES = tuple(name for name in VARIANTS if name.startswith(FLOWER))
 

@@ -15,6 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 from fedbicross_flwr.compare.collect import CellRuns, Comparison
 from fedbicross_flwr.compare.figures.looks import (
     BESIDE,
+    CONTROL_LINE,
     ORDER,
     ends,
     handle,
@@ -31,7 +32,6 @@ from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 PROTOCOLS = {"global_accuracy": "whole test set", "local_accuracy": "test images mixed like its own"}
 SENT, RECEIVED = "sent", "received"
 GROUPS = ("one-shot", "flower")
-CONTROL_LINE = "same-budget"
 
 
 @dataclass(frozen=True)
