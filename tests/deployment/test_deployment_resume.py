@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_an_outcome_that_was_damaged_is_learned_again(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused_and_windows_may_change(tmp_path: Path) -> None:
-    folder, _ = reference()
+    folder = shutil.copytree(reference()[0], tmp_path / "run")
     with pytest.raises(FedBiCrossError, match=r"belongs to a run with deployment\.sites"):
         SiteServer.open_sites(deployed(folder, deployment__sites="north, south, east"), folder)
     config = deployed(folder, deployment__upload_window=5.0, deployment__min_sites=3, partition__clients=9)
