@@ -21,8 +21,10 @@ import fedbicross_flwr
 from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.handover_notes import HandoverNote, note_handover
 from fedbicross_flwr.kept_shipment import KeptRun
 from fedbicross_flwr.models import ModelSpec
+from fedbicross_flwr.roster import now
 from fedbicross_flwr.run_folder import to_toml
 from fedbicross_flwr.settings import flatten
 from fedbicross_flwr.shipment import Replay, Shipment
@@ -70,7 +72,7 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     Parameters
     ----------
     run : Path
-        The run's folder, which is only read.
+        The run's folder, where the hand-over is noted (`fedbicross_flwr.handover_notes`).
     client : int or str
         A client's number, or a site's name.
     key : Path
@@ -81,7 +83,8 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     Raises
     ------
     FedBiCrossError
-        When the run has no cluster for the client (yet), a file of it is damaged, or the key is none.
+        When the run has no cluster for the client (yet), a file of it is damaged, the key is none, or a file
+        cannot be written.
     """
     private = read_private_key(key)
     kept = KeptRun.open(run)
@@ -106,6 +109,9 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     }
     facts["signature"] = sign(private, signed_content(facts, tensors))
     write_tensors(out, tensors, facts)
+    note_handover(
+        kept.path, HandoverNote(number, facts["site"], now(), facts["signer"], digest(shipment.model))
+    )
     return out
 
 

@@ -25,7 +25,7 @@ from fedbicross_flwr.simulated_outcome import kept_uploads, simulated_outcome
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A run's folder, read and never written.
+    """A run's folder, of which nothing that is there is changed.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from fedbicross_flwr.report.units import count
 from fedbicross_flwr.roster import ROSTER, read_roster
 from fedbicross_flwr.run_folder import RunFolder
 from fedbicross_flwr.settings import read_toml
-from fedbicross_flwr.status_parties import Party, clients_of, moment, sites_of, window_end
+from fedbicross_flwr.status_parties import Party, clients_of, moment, sites_of, window_end, with_handovers
 
 ENDED: Final = ("finished", "failed")
 
@@ -138,7 +138,7 @@ def read_status(path: Path) -> RunStatus:
             path,
             roster.stage,
             roster.reason,
-            sites_of(roster),
+            with_handovers(sites_of(roster), path),
             steps,
             notes,
             max(filter(None, (last, changed))),
@@ -148,7 +148,7 @@ def read_status(path: Path) -> RunStatus:
         )
     parties = clients_of(RunFolder(path), config)
     stage, reason = stage_of(path, config, events, parties)
-    return RunStatus(path, stage, reason, parties, steps, notes, last)
+    return RunStatus(path, stage, reason, with_handovers(parties, path), steps, notes, last)
 
 
 def stage_of(

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fedbicross_flwr.report.units import ABSENT, count, duration
 from fedbicross_flwr.status import STAGES, RunStatus, read_status
+from fedbicross_flwr.status_parties import Party
 
 WATCH_SECONDS: Final = 2.0
 QUIET_SECONDS: Final = 600.0
@@ -74,15 +75,21 @@ def parties_table(status: RunStatus) -> Table:
     table = Table(
         "site" if status.deployment else "client", "state", "cluster", "sent", "done", box=SIMPLE_HEAD
     )
-    remarks = any(party.remark for party in status.parties)
-    if remarks:
+    remarks = [remark_on(party) for party in status.parties]
+    if any(remarks):
         table.add_column("remark", overflow="fold")
-    for party in status.parties:
+    for party, remark in zip(status.parties, remarks, strict=True):
         state = f"{party.state}, late" if party.late else party.state
         cluster = ABSENT if party.cluster is None else str(party.cluster)
         cells = [party.name, state, cluster, clock(party.uploaded), clock(party.done)]
-        table.add_row(*map(Text, [*cells, party.remark] if remarks else cells))
+        table.add_row(*map(Text, [*cells, remark] if any(remarks) else cells))
     return table
+
+
+def remark_on(party: Party) -> str:
+    """Return what else is to be said of a site or client."""
+    handed = f"model handed over {clock(party.handed_over)}" if party.handed_over else ""
+    return "; ".join(filter(None, [party.remark, handed]))
 
 
 def steps_table(status: RunStatus) -> Table:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.handover_notes import HANDOVERS, read_handovers
 from fedbicross_flwr.roster import Roster
 from fedbicross_flwr.run_folder import RunFolder
 from fedbicross_flwr.simulated_outcome import assignment_of
@@ -17,7 +18,8 @@ from fedbicross_flwr.simulated_outcome import assignment_of
 class Party:
     """One site, or one simulated client; times are in UTC.
 
-    `state` is one of `fedbicross_flwr.roster.STATES`, in a simulation ``expected``, ``uploaded`` or ``done``.
+    `state` is one of `fedbicross_flwr.roster.STATES`, in a simulation ``expected``, ``uploaded`` or ``done``;
+    `handed_over` is when its cluster model was last written to a signed file.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Party:
     remark: str = ""
     uploaded: datetime | None = None
     done: datetime | None = None
+    handed_over: datetime | None = None
 
     @property
     def sent(self) -> bool:
@@ -48,8 +51,8 @@ def sites_of(roster: Roster) -> tuple[Party, ...]:
             entry.late,
             entry.cluster,
             "; ".join(dict.fromkeys(filter(None, [entry.reason, *entry.flags]))),
-            told(roster, entry.uploaded),
-            told(roster, entry.done),
+            told(roster.path, entry.uploaded),
+            told(roster.path, entry.done),
         )
         for entry in roster.sites
     )
@@ -74,12 +77,27 @@ def window_end(roster: Roster) -> datetime | None:
         "shipping": (roster.shipping, roster.personal_window),
     }
     begun, seconds = windows.get(roster.stage, (None, 0.0))
-    opened = told(roster, begun)
+    opened = told(roster.path, begun)
     return opened + timedelta(seconds=seconds) if opened else None
 
 
-def told(roster: Roster, time: str | None) -> datetime | None:
-    """Return a time of the roster.
+def with_handovers(parties: tuple[Party, ...], run: Path) -> tuple[Party, ...]:
+    """Return the parties with what is noted of hand-overs in the run's folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When a note is damaged.
+    """
+    times = {client: note.written for client, note in read_handovers(run).items()}
+    return tuple(
+        replace(party, handed_over=told(run / HANDOVERS, times.get(client)))
+        for client, party in enumerate(parties)
+    )
+
+
+def told(path: Path, time: str | None) -> datetime | None:
+    """Return a time that a file tells.
 
     Raises
     ------
@@ -91,7 +109,7 @@ def told(roster: Roster, time: str | None) -> datetime | None:
     try:
         said = datetime.fromisoformat(time)
     except (TypeError, ValueError) as error:
-        raise FedBiCrossError(f"{roster.path} is damaged: {time!r} is no time") from error
+        raise FedBiCrossError(f"{path} is damaged: {time!r} is no time") from error
     return said if said.tzinfo else said.replace(tzinfo=UTC)
 
 

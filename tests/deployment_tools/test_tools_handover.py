@@ -21,6 +21,7 @@ from fedbicross_flwr import client as client_module
 from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.handover import FORMAT, export_cluster_model, read_handover, signed_content
+from fedbicross_flwr.handover_notes import read_handovers
 from fedbicross_flwr.kept_outcome import save_outcome
 from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.models import ModelSpec
@@ -50,7 +51,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def given(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Path:
     """A folder as a site has it: ``handover`` for client 1, and ``own.npz``; tests only read it."""
     folder = tmp_path_factory.mktemp("site")
-    export_cluster_model(finished(), 1, keys / "signing.pem", folder / "handover")
+    run = copy_of(finished(), tmp_path_factory.mktemp("centre") / "run")
+    export_cluster_model(run, 1, keys / "signing.pem", folder / "handover")
     save_share(finished(), 1, folder / "own.npz")
     return folder
 
@@ -101,7 +103,7 @@ def as_deployment(run: Path, **changes: dict[str, Any]) -> Path:
 def test_the_personal_model_is_the_run_s_bit_for_bit(
     client: int, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = finished()
+    run = copy_of(finished(), tmp_path / "run")
     out = export_cluster_model(run, client, keys / "signing.pem", tmp_path / "handover")
     data = save_share(run, client, tmp_path / "own.npz")
     with monkeypatch.context() as patch:
@@ -127,7 +129,7 @@ def test_the_personal_model_is_the_run_s_bit_for_bit(
 def test_it_is_so_for_other_methods_and_what_they_ship(
     changes: dict[str, Any], keys: Path, tmp_path: Path
 ) -> None:
-    run = finished(**changes)
+    run = copy_of(finished(**changes), tmp_path / "run")
     out = export_cluster_model(run, 2, keys / "signing.pem", tmp_path / "handover")
     handover = read_handover(out, keys / "signing.pub")
     made = personalise(handover, save_share(run, 2, tmp_path / "own.npz"), tmp_path / "store", Silent())
@@ -165,7 +167,8 @@ def test_a_damaged_own_model_is_trained_again(given: Path, keys: Path, tmp_path:
 def test_the_commands_from_the_key_to_the_scores(command: Fedbicross, tmp_path: Path) -> None:
     assert command("make-signing-key", tmp_path / "keys").status == 0
     out = tmp_path / "handed" / "over.safetensors"
-    words = ("export-cluster-model", finished(), "--client", 0, "--key", tmp_path / "keys" / "signing.pem")
+    run = copy_of(finished(), tmp_path / "run")
+    words = ("export-cluster-model", run, "--client", 0, "--key", tmp_path / "keys" / "signing.pem")
     answer = command(*words, "--out", out)
     assert (answer.status, answer.error) == (0, "") and "client 0" in answer.output
     data = save_share(finished(), 0, tmp_path / "own.npz", names=False)
@@ -408,6 +411,26 @@ def test_a_site_of_a_deployment_is_known_by_its_name(keys: Path, tmp_path: Path)
     handover = read_handover(out, keys / "signing.pub")
     assert personal(finished(), 1)[1]["key"].endswith(handover.shipment.digest())
     assert (handover.upload, handover.samples) == ("", None)
+
+
+def test_a_hand_over_is_noted_in_the_run_s_folder(command: Fedbicross, keys: Path, tmp_path: Path) -> None:
+    run = as_deployment(copy_of(finished(), tmp_path / "run"), south={"state": "missing"})
+    roster = (run / "roster.json").read_bytes()
+    assert read_handovers(run) == {}
+    out = export_cluster_model(run, "south", keys / "signing.pem", tmp_path / "south")
+    (note,) = read_handovers(run).values()
+    assert (note.client, note.site) == (1, "south")
+    assert note.signer == key_id(read_public_key(keys / "signing.pub"))
+    assert note.model == digest(read_handover(out, keys / "signing.pub").shipment.model)
+    told = command("status", run).output
+    line = next(line for line in told.splitlines() if line.strip().startswith("south"))
+    assert "model handed over" in line and told.count("handed over") == 1
+    assert (run / "roster.json").read_bytes() == roster, "the roster is the server's"
+    (run / "handovers" / "client-01.json").write_text("{}")
+    answer = command("status", run)
+    assert (
+        answer.status == 2 and "client-01.json cannot be read" in answer.error and "remove it" in answer.error
+    )
 
 
 def test_a_site_that_the_method_did_not_see_joins_the_nearest_cluster(keys: Path, tmp_path: Path) -> None:
