@@ -169,6 +169,10 @@ def test_runs_at_once_give_the_numbers_of_runs_one_after_another(tmp_path: Path)
         assert (there / "metrics.json").read_text() == (run.folder / "metrics.json").read_text()
 
 
+def heed_interruptions() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us with &
+
+
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes through /proc")
 def test_an_interruption_ends_all_runs_and_leaves_no_process(tmp_path: Path, temporary: Path) -> None:
@@ -180,7 +184,12 @@ def test_an_interruption_ends_all_runs_and_leaves_no_process(tmp_path: Path, tem
         *("--seeds", "1", "--jobs", "2", "--out", str(tmp_path / "out"), *settings),
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interruptions,
     )
     try:
         assert process.stdout is not None
