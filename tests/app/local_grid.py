@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from no_grid import NoGrid
 
 from client_app.app import app as client_app
 from fedbicross_flwr.config import RunConfig
@@ -21,7 +20,7 @@ Change = Callable[[int, int, Message], Message | None]
 RUN_ID = 7
 
 
-class LocalGrid(Grid):
+class LocalGrid(NoGrid):
     """Delivers each message to the ClientApp at once; replies arrive in the opposite order.
 
     Node ids run against the clients' numbers, so that nothing can take the one for the other.
@@ -34,29 +33,6 @@ class LocalGrid(Grid):
         self.rounds: list[list[Message]] = []
         self.replies: list[list[Message]] = []
         self.states = {node: RecordDict() for node in self.nodes}
-
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Run:
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        raise NotImplementedError
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)

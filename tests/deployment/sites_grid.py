@@ -12,9 +12,8 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from no_grid import NoGrid
 
 from client_app.app import app as client_app
 from fedbicross_flwr.config import RunConfig
@@ -40,7 +39,7 @@ class SiteNode:
         self.online, self.activated = True, self.activated + "+"
 
 
-class SitesGrid(Grid):
+class SitesGrid(NoGrid):
     """Delivers a message when its answer is pulled, if its node is there then.
 
     ``script(look)`` is called at every look at the nodes, 1, 2, ...: it makes nodes come and go.
@@ -54,28 +53,6 @@ class SitesGrid(Grid):
         self.pushed: dict[str, Message] = {}
         self.sent: list[Message] = []
         self.replies: list[tuple[int, Message]] = []
-
-    def set_run(self, run: Run) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Run:
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        raise NotImplementedError
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise AssertionError("a deployment must not block")
 
     def get_node_ids(self) -> Iterable[int]:
         return [info.node_id for info in self.get_nodes()]
