@@ -83,9 +83,11 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
     kept = store.personal_scores(key)
     if kept is not None:
         return kept
+    method = method_named(task.config.method)
     with cpu_threads(task.config.runtime.client_threads):
-        personal = method_named(task.config.method).personalise(images.train, shipment, own.state, task)
-        shipped = {"cluster-model": shipment.model, "personal": personal}
+        received = method.receive(images.train, shipment, task)
+        personal = method.personalise(images.train, received, own.state, task)
+        shipped = {"cluster-model": received.model, "personal": personal}
         scores = {**controls(images, own.state, local_key, task, store), **score_all(shipped, images, task)}
         temperature = validation_temperature(images.train, personal, task)
     store.save_personal(personal, task.spec, scores, key, temperature)

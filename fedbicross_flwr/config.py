@@ -18,6 +18,7 @@ from fedbicross_flwr.config_baselines import (
     CoBoostingConfig,
     DaflConfig,
     DenseConfig,
+    FedAvgConfig,
     FedIscaConfig,
     FlowerConfig,
 )
@@ -367,6 +368,7 @@ class RunConfig:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     cross_cluster: CrossClusterConfig = field(default_factory=CrossClusterConfig)
     personal: PersonalConfig = field(default_factory=PersonalConfig)
+    fedavg: FedAvgConfig = field(default_factory=FedAvgConfig)
     dafl: DaflConfig = field(default_factory=DaflConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     fedisca: FedIscaConfig = field(default_factory=FedIscaConfig)

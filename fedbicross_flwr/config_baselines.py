@@ -15,6 +15,18 @@ STARTS = ("random", "average")
 
 
 @dataclass(frozen=True)
+class FedAvgConfig:
+    """FedAvg-1 (McMahan et al., 2017, with a single round)."""
+
+    bn: str = setting(
+        "average",
+        "BatchNorm statistics of the average: `average` those of the uploads; those of the `first` upload; "
+        "`recalibrate` them at each client on its own training images",
+        choices=("average", "first", "recalibrate"),
+    )
+
+
+@dataclass(frozen=True)
 class DaflConfig:
     """DAFL (Chen et al., ICCV 2019); the published CIFAR settings."""
 

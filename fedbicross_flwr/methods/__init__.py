@@ -7,7 +7,7 @@ from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.methods.coboosting import coboosting
 from fedbicross_flwr.methods.dafl import dafl
 from fedbicross_flwr.methods.dense import dense
-from fedbicross_flwr.methods.fedavg import fedavg
+from fedbicross_flwr.methods.fedavg import fedavg, received
 from fedbicross_flwr.methods.fedbicross import fedbicross
 from fedbicross_flwr.methods.fedisca import fedisca
 from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES, flower_method, is_flower
@@ -22,7 +22,7 @@ from fedbicross_flwr.methods.protocol import (
 )
 
 METHODS: Mapping[str, Method] = {
-    "fedavg": Method("FedAvg-1", fedavg, fine_tuned, "FedAvg-1, fine-tuned"),
+    "fedavg": Method("FedAvg-1", fedavg, fine_tuned, "FedAvg-1, fine-tuned", receive=received),
     "dafl": Method("DAFL", dafl, fine_tuned, "DAFL, fine-tuned"),
     "dense": Method("DENSE", dense, fine_tuned, "DENSE, fine-tuned"),
     "fedisca": Method("FedISCA", fedisca, fine_tuned, "FedISCA, fine-tuned"),

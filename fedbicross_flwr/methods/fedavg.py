@@ -1,20 +1,49 @@
-"""FedAvg-1 (McMahan et al., 2017, with a single round): the sample-weighted mean of all uploads."""
+"""FedAvg-1 (McMahan et al., 2017, with a single round): the sample-weighted mean of all uploads.
+
+An average of weights is another network, to which the averaged BatchNorm statistics need not fit.
+``fedavg.bn`` keeps them (the default), takes the first upload's, or lets each client measure them anew on
+its own training images: the model as shipped then differs from client to client.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Final
 
 import torch
+from torch.optim.swa_utils import update_bn
 
 from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
-from fedbicross_flwr.models import StateDict
+from fedbicross_flwr.models import StateDict, load_state, state_of
+from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.training import ClientTask, LabelledImages
+
+BATCH: Final = 256
+"""Images that BatchNorm's statistics are measured on at a time; all batches count the same."""
+STATISTICS: Final = ("running_mean", "running_var")
+"""How the names of BatchNorm's statistics end."""
 
 
 def fedavg(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     """Average the uploads into one model for everybody."""
     states = [upload.state for upload in uploads]
     average = average_states(states, [float(upload.num_samples) for upload in uploads])
+    if task.config.fedavg.bn == "first":
+        average |= {name: states[0][name].clone() for name in average if name.endswith(STATISTICS)}
     return ServerOutcome((average,), {upload.client: 0 for upload in uploads})
+
+
+def received(data: LabelledImages, shipment: Shipment, task: ClientTask) -> Shipment:
+    """Return the shipped average as a client uses it: see ``fedavg.bn``."""
+    if task.config.fedavg.bn != "recalibrate":
+        return shipment
+    compute = task.compute
+    training, _ = data.to(compute).split(task.config.client.validation_fraction)
+    model = compute.place(load_state(task.spec, shipment.model))
+    with compute.autocast():
+        update_bn((compute.images(part) for part in training.images.split(BATCH)), model)
+    return dataclasses.replace(shipment, model=state_of(model))
 
 
 def average_states(states: Sequence[StateDict], weights: Sequence[float]) -> StateDict:

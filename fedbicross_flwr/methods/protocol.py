@@ -155,6 +155,11 @@ class ServerOutcome:
     replay: Replay | None = None
 
 
+def as_shipped(data: LabelledImages, shipment: Shipment, task: ClientTask) -> Shipment:
+    """Return the shipment."""
+    return shipment
+
+
 @dataclass(frozen=True)
 class Method:
     """A one-shot method: what the server does with the uploads, and the clients with its models.
@@ -172,6 +177,9 @@ class Method:
         What the personal model is called in the table.
     kind : {"baseline", "ours"}
         How the table sets it off.
+    receive : callable, optional
+        ``receive(images, shipment, task)`` is what a client makes of its shipment before it is scored and
+        made personal; it is left as it is by default.
     """
 
     title: str
@@ -179,3 +187,4 @@ class Method:
     personalise: Callable[[LabelledImages, Shipment, StateDict, ClientTask], StateDict]
     personal_title: str
     kind: str = "baseline"
+    receive: Callable[[LabelledImages, Shipment, ClientTask], Shipment] = as_shipped

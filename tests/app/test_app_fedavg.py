@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
+from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.training import ClientTask, LabelledImages
 
 SPEC = ModelSpec("resnet18", 3, 1, 2, "small")
 
@@ -33,12 +36,15 @@ def state(seed: int, batches: int = 0) -> StateDict:
     return made
 
 
-def task() -> ServerTask:
-    return ServerTask(SPEC, tiny(), Compute(torch.device("cpu")), Silent())
+CPU = Compute(torch.device("cpu"))
 
 
-def average(uploads: Sequence[ClientUpload]) -> StateDict:
-    return METHODS["fedavg"].serve(uploads, task()).models[0]
+def task(**changes: Any) -> ServerTask:
+    return ServerTask(SPEC, tiny(**changes), CPU, Silent())
+
+
+def average(uploads: Sequence[ClientUpload], **changes: Any) -> StateDict:
+    return METHODS["fedavg"].serve(uploads, task(**changes)).models[0]
 
 
 def test_the_mean_is_weighted_by_samples_and_takes_the_buffers_along() -> None:
@@ -82,3 +88,33 @@ def test_the_mean_shares_no_memory_with_an_upload() -> None:
     for tensor in average_states([one], [1.0]).values():
         tensor.zero_()
     assert digest(one) == before
+
+
+def test_the_statistics_can_be_the_first_upload_s() -> None:
+    uploads = [ClientUpload(0, 30, state(0)), ClientUpload(1, 10, state(1))]
+    found, plain = average(uploads, fedavg__bn="first"), average(uploads)
+    differing = {name for name in found if not torch.equal(found[name], plain[name])}
+    assert differing == {name for name in found if "running" in name}
+    assert all(torch.equal(found[name], uploads[0].state[name]) for name in differing)
+
+
+def test_a_client_can_measure_the_statistics_anew_on_its_own_training_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((90, 1, 28, 28), generator=generator) * 3 + 2
+    data, shipped = LabelledImages(images, torch.arange(90) % 3), Shipment(state(1))
+
+    def receive(bn: str) -> StateDict:
+        task = ClientTask(0, SPEC, tiny(fedavg__bn=bn), CPU, Silent())
+        return METHODS["fedavg"].receive(data, shipped, task).model
+
+    assert digest(receive("average")) == digest(receive("first")) == digest(shipped.model)
+    found = receive("recalibrate")
+    differing = {name for name in found if not torch.equal(found[name], shipped.model[name])}
+    assert differing - {name for name in found if "tracked" in name} == {
+        name for name in found if "running" in name
+    }
+    # The first BatchNorm layer's input by hand: the first tenth of the images is for validation.
+    training, _ = data.split(tiny().client.validation_fraction)
+    read = torch.nn.functional.conv2d(training.images, found["stem.0.weight"], padding=1)
+    torch.testing.assert_close(found["stem.1.running_mean"], read.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["stem.1.running_var"], read.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
