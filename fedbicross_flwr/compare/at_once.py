@@ -211,29 +211,41 @@ def start_ray(jobs: int, folder: str) -> None:
     Raises
     ------
     FedBiCrossError
-        When it does not start.
+        When it does not start, also not the second time: it gives its processes half a minute, which a busy
+        machine may miss once.
     """
     import ray
 
     try:
-        with warnings.catch_warnings():
-            # Of what a later Ray will do with accelerators that a task did not ask for.
-            warnings.simplefilter("ignore", FutureWarning)
-            ray.init(
-                address="local",
-                num_cpus=jobs,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=folder,
-            )
+        init_ray(jobs, folder)
     # Ray raises plain exceptions of several kinds.
-    except Exception as error:
-        raise FedBiCrossError(
-            f"Ray did not start ({first_line(error)}); try again when the machine is less busy, or leave out "
-            "--jobs"
-        ) from error
+    except Exception:
+        ray.shutdown()
+        try:
+            init_ray(jobs, folder)
+        except Exception as error:
+            raise FedBiCrossError(
+                f"Ray did not start ({first_line(error)}); try again when the machine is less busy, or "
+                "leave out --jobs"
+            ) from error
+
+
+def init_ray(jobs: int, folder: str) -> None:
+    """Try to start Ray once."""
+    import ray
+
+    with warnings.catch_warnings():
+        # Of what a later Ray will do with accelerators that a task did not ask for.
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(
+            address="local",
+            num_cpus=jobs,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+        )
 
 
 def first_line(error: BaseException) -> str:
