@@ -24,7 +24,7 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
-from fedbicross_flwr.run_record import cpu_name, device_name, versions
+from fedbicross_flwr.runs.record import cpu_name, device_name, versions
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -20,6 +20,7 @@ from flwr.common.logger import log
 
 from client_app.opened import Opened, config_of, open_site, places_of_client
 from client_app.rounds import local_round
+from fedbicross_flwr.centre.registry import check_claim
 from fedbicross_flwr.client import first_round, second_round, subspace_of
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
@@ -28,13 +29,12 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, open_data
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.path_free import path_free
 from fedbicross_flwr.progress import EventLog
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.shipment import Replay, Shipment
-from fedbicross_flwr.site_identity import Site
-from fedbicross_flwr.site_registry import check_claim
-from fedbicross_flwr.site_store import SiteStore
+from fedbicross_flwr.site.identity import Site
+from fedbicross_flwr.site.path_free import path_free
+from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask
 
 app = ClientApp()

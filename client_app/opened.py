@@ -14,9 +14,9 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import EventLog
-from fedbicross_flwr.site_data import site_images
-from fedbicross_flwr.site_identity import Site, places_of
-from fedbicross_flwr.site_store import SiteStore
+from fedbicross_flwr.site.data import site_images
+from fedbicross_flwr.site.identity import Site, places_of
+from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask
 
 

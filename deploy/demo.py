@@ -21,7 +21,7 @@ from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.launch.app_folder import run_config_toml
 from fedbicross_flwr.report import load_run, render_terminal, results_table
-from fedbicross_flwr.run_folder import free_run_id
+from fedbicross_flwr.runs.folder import free_run_id
 from fedbicross_flwr.settings import read_toml
 
 SITES = ("north", "east", "south")

@@ -18,7 +18,7 @@ from flower_cli import as_command, flwr
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
-from fedbicross_flwr.run_folder import IDENTITY
+from fedbicross_flwr.runs.folder import IDENTITY
 from fedbicross_flwr.settings import Scalar, read_toml
 
 #: Seconds between two looks at the state of a run that is waited for.

@@ -21,7 +21,7 @@ import typer
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.phantom_sheet import draw_contact_sheet
 from fedbicross_flwr.files import write_bytes
-from fedbicross_flwr.run_folder import to_toml
+from fedbicross_flwr.runs.folder import to_toml
 from fedbicross_flwr.settings import Scalar, read_toml, walk
 
 ROOT = Path(__file__).resolve().parents[1]

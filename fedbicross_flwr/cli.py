@@ -15,15 +15,14 @@ from rich.console import Console
 from fedbicross_flwr.compare.commands import figure, table
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.handover_commands import (
+from fedbicross_flwr.handover.commands import (
     export_cluster_model,
-    export_onnx,
     make_signing_key,
     personalize,
-    status,
 )
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
-from fedbicross_flwr.site_commands import card, predict, site
+from fedbicross_flwr.site.commands import card, export_onnx, predict, site
+from fedbicross_flwr.status.commands import status
 
 app = typer.Typer(
     help="One-shot personalised federated learning for medical images, on Flower.",

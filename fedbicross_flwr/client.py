@@ -17,7 +17,7 @@ from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.site_store import RowScores, SiteStore
+from fedbicross_flwr.site.store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
 
 

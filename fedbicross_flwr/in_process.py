@@ -21,9 +21,9 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import disk_is_full
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Progress
-from fedbicross_flwr.run_opening import sole_use
+from fedbicross_flwr.runs.opening import sole_use
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.site_store import RowScores, SiteStore
+from fedbicross_flwr.site.store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LocalModel
 
 Result = TypeVar("Result")

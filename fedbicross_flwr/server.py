@@ -27,13 +27,13 @@ from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.rows import rows_of
-from fedbicross_flwr.run_folder import RunFolder
-from fedbicross_flwr.run_opening import open_run
-from fedbicross_flwr.run_record import ClientRecord, write_findings, write_metrics, write_run
+from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.runs.opening import open_run
+from fedbicross_flwr.runs.record import ClientRecord, write_findings, write_metrics, write_run
+from fedbicross_flwr.runs.trackers import check_tracker, track
 from fedbicross_flwr.server_rows import server_scores
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.site_store import RowScores
-from fedbicross_flwr.trackers import check_tracker, track
+from fedbicross_flwr.site.store import RowScores
 from fedbicross_flwr.uploads import check_subspace, check_upload, payload_bytes, upload_bytes, upload_tensors
 
 

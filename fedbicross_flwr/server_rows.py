@@ -12,7 +12,7 @@ from fedbicross_flwr.evaluation import Probabilities, score
 from fedbicross_flwr.federated_data import FederatedData
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.methods.fedavg import fedavg
-from fedbicross_flwr.run_record import ClientRecord
+from fedbicross_flwr.runs.record import ClientRecord
 from fedbicross_flwr.training import predict_logits
 
 

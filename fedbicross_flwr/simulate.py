@@ -14,8 +14,8 @@ from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.launch import find_app, fit_resources, simulate
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report import load_run, render_terminal, results_table
-from fedbicross_flwr.run_folder import free_run_id
-from fedbicross_flwr.run_opening import sole_use
+from fedbicross_flwr.runs.folder import free_run_id
+from fedbicross_flwr.runs.opening import sole_use
 from fedbicross_flwr.server import Server
 
 

@@ -9,13 +9,13 @@ from flwr.app import ArrayRecord, Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
+from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.flower_rounds import is_flower
-from fedbicross_flwr.run_folder import free_run_id
-from fedbicross_flwr.run_opening import sole_use
+from fedbicross_flwr.runs.folder import free_run_id
+from fedbicross_flwr.runs.opening import sole_use
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.site_server import SiteServer
 from server_app.baselines import run_rounds
 from server_app.deployment import Deployment
 from server_app.strategy import OneShot

@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.site_server import SiteServer
 from server_app.nodes import ATTEMPTS, Node, Nodes
 from server_app.site_replies import refusal_in, scores_in, site_in, upload_in
 

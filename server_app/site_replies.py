@@ -18,7 +18,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.models import StateDict
 from fedbicross_flwr.rows import rows_of
-from fedbicross_flwr.site_store import RowScores
+from fedbicross_flwr.site.store import RowScores
 
 Result = TypeVar("Result")
 OVERSIZE = 1.25

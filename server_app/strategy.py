@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.site_store import RowScores
+from fedbicross_flwr.site.store import RowScores
 
 
 class OneShot(Strategy):

@@ -22,13 +22,13 @@ from fedbicross_flwr.models import ModelSpec, StateDict, load_state
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.rows import Row
-from fedbicross_flwr.run_folder import RunFolder
-from fedbicross_flwr.run_opening import open_run
-from fedbicross_flwr.run_record import ClientRecord, write_metrics, write_run
+from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.runs.opening import open_run
+from fedbicross_flwr.runs.record import ClientRecord, write_metrics, write_run
+from fedbicross_flwr.runs.trackers import track
 from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.server_rows import add_row
-from fedbicross_flwr.site_store import SiteStore
-from fedbicross_flwr.trackers import track
+from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask, predict_logits, train_client
 from fedbicross_flwr.uploads import payload_bytes
 

@@ -30,10 +30,10 @@ from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.progress import read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
-from fedbicross_flwr.run_folder import RunFolder, check_folder, drop_shared_stages, make_writable
-from fedbicross_flwr.run_opening import open_run
+from fedbicross_flwr.runs.folder import RunFolder, check_folder, drop_shared_stages, make_writable
+from fedbicross_flwr.runs.opening import open_run
+from fedbicross_flwr.runs.trackers import check_tracker
 from fedbicross_flwr.simulate import FlowerRunError, run_it
-from fedbicross_flwr.trackers import check_tracker
 
 FAILED = "failed.json"
 

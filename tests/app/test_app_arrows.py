@@ -92,7 +92,7 @@ def test_no_global_generator_is_seeded_or_drawn_from(path: Path) -> None:
 
 
 def test_only_who_asks_the_machine_knows_of_cuda() -> None:
-    asks = {Path("fedbicross_flwr/compute.py"), Path("fedbicross_flwr/run_record.py")}
+    asks = {Path("fedbicross_flwr/compute.py"), Path("fedbicross_flwr/runs/record.py")}
     for path in FILES:
         if path in asks or path.parts[:2] == ("fedbicross_flwr", "launch"):
             continue

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from small_runs import TINY, Answer, checksums, read_json, reference, save_site, tiny, without_report
 
-from fedbicross_flwr import cli, run_opening, server
+from fedbicross_flwr import cli, server
 from fedbicross_flwr import simulate as simulate_module
+from fedbicross_flwr.runs import opening as run_opening
 
 Command = Callable[..., Answer]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from small_runs import TINY, Step, Watch, checksums, flip_byte, read_json, reference, without_report
 
-from fedbicross_flwr import cli, code_version, in_process
+from fedbicross_flwr import cli, in_process
 from fedbicross_flwr import simulate as simulate_module
 from fedbicross_flwr.artifacts import load_model
 from fedbicross_flwr.compare import central as central_module
@@ -30,7 +30,8 @@ from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.launch import RunStatus
 from fedbicross_flwr.methods import METHODS
 from fedbicross_flwr.report import load_run
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs import code_version
+from fedbicross_flwr.runs.folder import RunFolder
 
 CELL = "phantom-N3-alphainf"
 

@@ -30,7 +30,7 @@ from fedbicross_flwr.compare.engine import FAILED, Done, Failure, Pace, make_run
 from fedbicross_flwr.compare.plan import PlannedRun, cells_of, plan_runs
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 
 CELL = "phantom-N3-alphainf"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from fedbicross_flwr.evaluation import METRICS, Probabilities, expected_calibration_error, mean_auc, score
-from fedbicross_flwr.run_record import tidy_scores
+from fedbicross_flwr.runs.record import tidy_scores
 
 Labels = NDArray[np.int64]
 

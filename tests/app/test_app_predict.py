@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from small_runs import Answer, checksums, flip_byte, read_json, tiny
 
-from fedbicross_flwr import cli, prediction
+from fedbicross_flwr import cli
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors, save_model
 from fedbicross_flwr.calibration import validation_temperature
 from fedbicross_flwr.client import ClientImages, second_round, upload_key
@@ -28,7 +28,8 @@ from fedbicross_flwr.evaluation import score
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.site_store import SiteStore
+from fedbicross_flwr.site import prediction
+from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, predict_logits
 
 SPECS = {1: ModelSpec("resnet18", 3, 1, 2, "small"), 3: ModelSpec("resnet18", 3, 3, 2, "small")}

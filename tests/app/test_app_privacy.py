@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from small_runs import tiny, without_report
 
 from client_app import app as client_module
-from fedbicross_flwr import in_process, run_opening, server
+from fedbicross_flwr import in_process, server
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.data.source import DatasetInfo, ImageSource, Part
 from fedbicross_flwr.federated_data import open_data
+from fedbicross_flwr.runs import opening as run_opening
 
 SERVER = -1
 

@@ -15,7 +15,7 @@ from small_runs import Step, Watch, flip_byte, outcome, reference, run_tiny, tin
 from fedbicross_flwr import server
 from fedbicross_flwr.artifacts import read_tensors
 from fedbicross_flwr.in_process import run_in_process
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 
 Work = set[tuple[str, int | None]]
 
@@ -107,7 +107,7 @@ def test_a_killed_process_leaves_a_folder_that_goes_on(tmp_path: Path) -> None:
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from small_runs import run_tiny
         from fedbicross_flwr.progress import EventLog
-        from fedbicross_flwr.run_folder import RunFolder
+        from fedbicross_flwr.runs.folder import RunFolder
 
         def kill(*arguments, **options):
             os.kill(os.getpid(), signal.SIGKILL)

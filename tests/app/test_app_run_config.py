@@ -12,7 +12,7 @@ from flwr.common.config import get_fused_config_from_dir
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.launch.app_folder import find_app, run_config_toml
-from fedbicross_flwr.run_folder import to_toml
+from fedbicross_flwr.runs.folder import to_toml
 from fedbicross_flwr.settings import read_toml
 
 

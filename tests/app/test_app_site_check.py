@@ -18,8 +18,8 @@ from test_app_bad_input import save_folder
 from fedbicross_flwr import cli
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
-from fedbicross_flwr.site_check import SiteReport, check_site, read_classes
-from fedbicross_flwr.site_data import site_images
+from fedbicross_flwr.site.check import SiteReport, check_site, read_classes
+from fedbicross_flwr.site.data import site_images
 
 CLASSES = ("class-0", "class-1", "class-2")
 

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from small_runs import reference, run_tiny, tiny
 
-from fedbicross_flwr import cli, trackers
+from fedbicross_flwr import cli
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report import load_run
-from fedbicross_flwr.run_facts import RunFacts, facts_of
-from fedbicross_flwr.server import Server
-from fedbicross_flwr.settings import walk
-from fedbicross_flwr.trackers import (
+from fedbicross_flwr.runs import trackers
+from fedbicross_flwr.runs.facts import RunFacts, facts_of
+from fedbicross_flwr.runs.trackers import (
     MLFLOW_FOLDER,
     TENSORBOARD_FOLDER,
     TRACKERS,
@@ -28,6 +27,8 @@ from fedbicross_flwr.trackers import (
     check_tracker,
     track,
 )
+from fedbicross_flwr.server import Server
+from fedbicross_flwr.settings import walk
 
 ABSENT = "a_module_that_is_not_there"
 

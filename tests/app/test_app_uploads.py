@@ -14,7 +14,7 @@ from fedbicross_flwr import in_process
 from fedbicross_flwr.client import ClientImages, first_round
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
-from fedbicross_flwr.site_store import SiteStore
+from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask, LocalModel
 from fedbicross_flwr.uploads import check_upload
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fedbicross_flwr.cluster_quality import clustering_quality, label_clusters
+from fedbicross_flwr.compare.cluster_quality import clustering_quality, label_clusters
 from fedbicross_flwr.errors import FedBiCrossError
 
 COUNTS = np.array(

@@ -43,7 +43,7 @@ from fedbicross_flwr.methods.student import start_student
 from fedbicross_flwr.models import StateDict, load_state, state_of
 from fedbicross_flwr.noise_adaptation import teacher_scores
 from fedbicross_flwr.progress import Progress, Silent
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import predict_logits
 

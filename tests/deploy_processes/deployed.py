@@ -23,7 +23,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import open_data
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.launch.app_folder import run_config_toml
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.settings import Scalar
 
 SITES = ("north", "east", "south")

@@ -25,6 +25,7 @@ from sites_grid import SiteNode, node_for
 from small_runs import TINY
 
 from fedbicross_flwr.artifacts import read_tensors
+from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -34,7 +35,6 @@ from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.report import load_run
 from fedbicross_flwr.report.view import warnings
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.upload_flags import check_sound, find_flags
 
 Spoil = Callable[[Message], None]
 

@@ -14,18 +14,18 @@ import pytest
 from site_runs import deploy, deployed, no_report
 from small_runs import TINY
 
-from fedbicross_flwr import run_opening
+from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.in_process import run_in_process
-from fedbicross_flwr.run_opening import sole_use
-from fedbicross_flwr.site_server import SiteServer
+from fedbicross_flwr.runs import opening as run_opening
+from fedbicross_flwr.runs.opening import sole_use
 
 BUSY = "another process works on the run in "
 HOLDER = """
 import sys
 from pathlib import Path
-from fedbicross_flwr.run_opening import sole_use
+from fedbicross_flwr.runs.opening import sole_use
 with sole_use(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -24,7 +24,7 @@ from site_runs import (
 
 from fedbicross_flwr.artifacts import digest, read_tensors
 from fedbicross_flwr.report import load_run, results_table
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 
 
 def rows_of(folder: Path) -> dict[str, dict[int, object]]:

@@ -11,10 +11,10 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from site_runs import NAMES, deploy, deployed, make_sites, outcome, reference, states
 from sites_grid import node_for
 
+from fedbicross_flwr.centre.registry import SiteRegistry
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.handover import portable
-from fedbicross_flwr.site_registry import SiteRegistry
+from fedbicross_flwr.handover.file import portable
 
 REGISTERED = {1000: "north", 990: "south", 980: "west"}
 """The nodes of `make_sites`."""

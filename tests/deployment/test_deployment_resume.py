@@ -10,11 +10,11 @@ from flwr.app import Message
 from site_runs import NAMES, deploy, deployed, make_sites, outcome, read_json, reference, states
 from sites_grid import SiteNode, node_for
 
-from fedbicross_flwr import site_server
+from fedbicross_flwr.centre import server as site_server
+from fedbicross_flwr.centre.roster import Roster
+from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.progress import EventLog
-from fedbicross_flwr.roster import Roster
-from fedbicross_flwr.site_server import SiteServer
 
 Step = tuple[str, int | None]
 

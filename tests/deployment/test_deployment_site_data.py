@@ -15,9 +15,9 @@ from PIL import Image
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.path_free import path_free
-from fedbicross_flwr.site_data import lies_class_by_class, site_images
-from fedbicross_flwr.site_identity import Site, places_of
+from fedbicross_flwr.site.data import lies_class_by_class, site_images
+from fedbicross_flwr.site.identity import Site, places_of
+from fedbicross_flwr.site.path_free import path_free
 
 CLASSES = ("round", "angular", "mixed")
 

@@ -13,16 +13,16 @@ from tool_runs import finished, save_share
 from client_app.opened import Opened, open_site
 from fedbicross_flwr import client as client_module
 from fedbicross_flwr.artifacts import digest, read_tensors
+from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.client import first_round, second_round
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.cell_types import CLASS_NAMES
-from fedbicross_flwr.handover import export_cluster_model, read_handover
-from fedbicross_flwr.offline import personalise
+from fedbicross_flwr.handover.file import export_cluster_model, read_handover
+from fedbicross_flwr.handover.offline import personalise
+from fedbicross_flwr.handover.signing import make_signing_key
 from fedbicross_flwr.progress import Silent
-from fedbicross_flwr.signing import make_signing_key
-from fedbicross_flwr.site_identity import Site
-from fedbicross_flwr.site_server import SiteServer
-from fedbicross_flwr.status import read_status
+from fedbicross_flwr.site.identity import Site
+from fedbicross_flwr.status.run_status import read_status
 
 NAMES = ("north", "south", "east")
 

@@ -19,18 +19,18 @@ from tool_runs import Fedbicross, finished, save_share
 
 from fedbicross_flwr import client as client_module
 from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
+from fedbicross_flwr.centre.kept_outcome import save_outcome
+from fedbicross_flwr.centre.roster import Roster, SiteEntry
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.handover import FORMAT, export_cluster_model, read_handover, signed_content
-from fedbicross_flwr.handover_notes import read_handovers
-from fedbicross_flwr.kept_outcome import save_outcome
+from fedbicross_flwr.handover.file import FORMAT, export_cluster_model, read_handover, signed_content
+from fedbicross_flwr.handover.notes import read_handovers
+from fedbicross_flwr.handover.offline import personalise
+from fedbicross_flwr.handover.signing import key_id, make_signing_key, read_private_key, read_public_key, sign
+from fedbicross_flwr.handover.simulated_outcome import simulated_outcome
 from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.offline import personalise
 from fedbicross_flwr.progress import Silent
-from fedbicross_flwr.roster import Roster, SiteEntry
-from fedbicross_flwr.run_folder import RunFolder
-from fedbicross_flwr.signing import key_id, make_signing_key, read_private_key, read_public_key, sign
-from fedbicross_flwr.simulated_outcome import simulated_outcome
+from fedbicross_flwr.runs.folder import RunFolder
 
 Change = Callable[[dict[str, Any], dict[str, str]], None]
 

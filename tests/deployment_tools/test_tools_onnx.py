@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from tool_runs import Fedbicross
 
-from fedbicross_flwr import onnx_export
 from fedbicross_flwr.artifacts import digest, load_model, save_model
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
+from fedbicross_flwr.site import onnx_export
 
 NAMES = ("a, or b", "ü|x", "c")
 SPECS = {

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tool_runs import Fedbicross
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.signing import (
+from fedbicross_flwr.handover.signing import (
     is_signed,
     key_id,
     make_signing_key,

@@ -16,12 +16,12 @@ from rich.console import Console
 from small_runs import tiny as small
 from tool_runs import Fedbicross, finished
 
-from fedbicross_flwr import roster
+from fedbicross_flwr.centre import roster
+from fedbicross_flwr.centre.roster import Roster, SiteEntry
 from fedbicross_flwr.progress import EventLog
-from fedbicross_flwr.roster import Roster, SiteEntry
-from fedbicross_flwr.run_folder import RunFolder
-from fedbicross_flwr.status import STAGES, read_status
-from fedbicross_flwr.status_display import show_status, watch_status
+from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.status.display import show_status, watch_status
+from fedbicross_flwr.status.run_status import STAGES, read_status
 
 OPENED = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

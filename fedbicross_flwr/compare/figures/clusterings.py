@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedbicross_flwr.cluster_quality import clustering_quality
+from fedbicross_flwr.compare.cluster_quality import clustering_quality
 from fedbicross_flwr.compare.collect import CellRuns, Comparison
 from fedbicross_flwr.compare.figures.looks import (
     CLUSTERINGS,

@@ -8,19 +8,19 @@ from functools import cached_property
 from pathlib import Path
 
 from fedbicross_flwr.artifacts import digest, read_tensors
+from fedbicross_flwr.centre.kept_outcome import OUTCOME, REPLAY, load_outcome
+from fedbicross_flwr.centre.late_site import nearest_cluster
+from fedbicross_flwr.centre.roster import ROSTER, Roster, read_roster
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.kept_outcome import OUTCOME, REPLAY, load_outcome
-from fedbicross_flwr.late_site import nearest_cluster
+from fedbicross_flwr.handover.simulated_outcome import kept_uploads, simulated_outcome
 from fedbicross_flwr.methods import ServerOutcome, ServerTask
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import Silent
-from fedbicross_flwr.roster import ROSTER, Roster, read_roster
-from fedbicross_flwr.run_folder import IDENTITY, RunFolder
+from fedbicross_flwr.runs.folder import IDENTITY, RunFolder
 from fedbicross_flwr.settings import read_toml
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.simulated_outcome import kept_uploads, simulated_outcome
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from torch import Tensor
 
 import fedbicross_flwr
 from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
+from fedbicross_flwr.centre.roster import now
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.handover_notes import HandoverNote, note_handover
-from fedbicross_flwr.kept_shipment import KeptRun
+from fedbicross_flwr.handover.kept_shipment import KeptRun
+from fedbicross_flwr.handover.notes import HandoverNote, note_handover
+from fedbicross_flwr.handover.signing import is_signed, key_id, read_private_key, read_public_key, sign
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.roster import now
-from fedbicross_flwr.run_folder import to_toml
+from fedbicross_flwr.runs.folder import to_toml
 from fedbicross_flwr.settings import flatten
 from fedbicross_flwr.shipment import Replay, Shipment
-from fedbicross_flwr.signing import is_signed, key_id, read_private_key, read_public_key, sign
 from fedbicross_flwr.uploads import check_upload
 
 FORMAT: Final = "fedbicross hand-over 1"
@@ -72,7 +72,7 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     Parameters
     ----------
     run : Path
-        The run's folder, where the hand-over is noted (`fedbicross_flwr.handover_notes`).
+        The run's folder, where the hand-over is noted (`fedbicross_flwr.handover.notes`).
     client : int or str
         A client's number, or a site's name.
     key : Path

@@ -24,8 +24,8 @@ from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.models import state_of
-from fedbicross_flwr.prediction import model_file
 from fedbicross_flwr.seeds import numpy_generator
+from fedbicross_flwr.site.prediction import model_file
 
 PACKAGES: Final = ("onnx", "onnxscript", "onnxruntime")
 INPUT: Final = "images"
@@ -70,7 +70,7 @@ def export_onnx(model: Path, out: Path) -> Exported:
     Parameters
     ----------
     model : Path
-        See `fedbicross_flwr.prediction.model_file`.
+        See `fedbicross_flwr.site.prediction.model_file`.
     out : Path
         The file to write; one that is there stays as it is if anything fails.
 

@@ -1,4 +1,4 @@
-"""``fedbicross status``, the commands of a hand-over, and ``export-onnx``: no federation need be running."""
+"""The commands of a hand-over: no federation need be running, and no network be there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from rich.table import Table
 from fedbicross_flwr.errors import FedBiCrossError
 
 if TYPE_CHECKING:
-    from fedbicross_flwr.site_store import RowScores
-
-Run = Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]
+    from fedbicross_flwr.site.store import RowScores
 
 
 def make_signing_key(
@@ -24,7 +22,7 @@ def make_signing_key(
 ) -> None:
     """Make the pair of keys that hand-overs are signed and checked with."""
     # Imported here and below, as some of it takes seconds to load and `--help` should not.
-    from fedbicross_flwr.signing import key_id, make_signing_key, read_public_key
+    from fedbicross_flwr.handover.signing import key_id, make_signing_key, read_public_key
 
     private, public = make_signing_key(folder.expanduser())
     print(f"private key, which stays here: {private}")
@@ -32,7 +30,7 @@ def make_signing_key(
 
 
 def export_cluster_model(
-    run: Run,
+    run: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")],
     key: Annotated[Path, typer.Option(help="The private key, signing.pem, to sign with.", metavar="FILE")],
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
     site: Annotated[str, typer.Option(help="The site that it is for.", metavar="NAME")] = "",
@@ -41,7 +39,7 @@ def export_cluster_model(
     ] = None,
 ) -> None:
     """Write what a site is sent in round 2 into one signed file, to be handed over."""
-    from fedbicross_flwr.handover import export_cluster_model
+    from fedbicross_flwr.handover.file import export_cluster_model
     from fedbicross_flwr.report.units import human_bytes
 
     if bool(site) == (client is not None):
@@ -66,9 +64,9 @@ def personalize(
     ] = "",
 ) -> None:
     """Make the site's personal model from a hand-over, without any network."""
-    from fedbicross_flwr.handover import read_handover
-    from fedbicross_flwr.offline import personalise
-    from fedbicross_flwr.signing import key_id, read_public_key
+    from fedbicross_flwr.handover.file import read_handover
+    from fedbicross_flwr.handover.offline import personalise
+    from fedbicross_flwr.handover.signing import key_id, read_public_key
 
     path, key = cluster_model.expanduser(), public_key.expanduser()
     handover = read_handover(path, key)
@@ -89,7 +87,7 @@ def personalize(
 
 def scores_table(scores: RowScores) -> Table:
     """Return the scores of a site's models on its test images, in percent."""
-    from fedbicross_flwr.model_card import SHOWN, score_lines
+    from fedbicross_flwr.site.model_card import SHOWN, score_lines
 
     table = Table("model", "images", title="On the site's test images, in percent", box=SIMPLE_HEAD)
     for name in SHOWN.values():
@@ -97,39 +95,6 @@ def scores_table(scores: RowScores) -> Table:
     for _, *cells in score_lines(scores):
         table.add_row(*cells)
     return table
-
-
-def export_onnx(
-    model: Annotated[
-        Path,
-        typer.Option(help="A model's file, or a site's folder with personal.safetensors.", metavar="PATH"),
-    ],
-    out: Annotated[Path, typer.Option(help="The ONNX file to write.", metavar="FILE")],
-) -> None:
-    """Write a model as ONNX: uint8 images in, calibrated probabilities out."""
-    from fedbicross_flwr.onnx_export import export_onnx
-    from fedbicross_flwr.report.units import human_bytes
-
-    made = export_onnx(model, out.expanduser())
-    print(
-        f"{made.path}: {human_bytes(made.path.stat().st_size)}; its probabilities are those of the model "
-        f"within {made.difference:.1g} on {made.images} images"
-    )
-
-
-def status(
-    run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again until the end.")] = False,
-) -> None:
-    """Tell which sites have sent their model, which stage runs, and what is left."""
-    from fedbicross_flwr.status import read_status
-    from fedbicross_flwr.status_display import show_status, watch_status
-
-    console = Console(markup=False, highlight=False)
-    if watch:
-        watch_status(run.expanduser(), console)
-    else:
-        console.print(show_status(read_status(run.expanduser())))
 
 
 class Bars:

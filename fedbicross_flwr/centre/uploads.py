@@ -1,6 +1,6 @@
 """The server of a deployment while it collects uploads: a window in time, through which sites come and go.
 
-`fedbicross_flwr.site_server` goes on from there.
+`fedbicross_flwr.centre.server` goes on from there.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedbicross_flwr.centre.registry import SiteRegistry
+from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_since
+from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import StateDict, build_model
 from fedbicross_flwr.pacfl import subspace_bytes
-from fedbicross_flwr.roster import Roster, SiteEntry, now, seconds_since
-from fedbicross_flwr.run_record import ClientRecord
+from fedbicross_flwr.runs.record import ClientRecord
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.site_registry import SiteRegistry
-from fedbicross_flwr.upload_flags import check_sound, find_flags
 from fedbicross_flwr.uploads import payload_bytes
 
 

@@ -22,10 +22,10 @@ from fedbicross_flwr.federated_data import Federation
 from fedbicross_flwr.inversion import DIAGNOSTICS
 from fedbicross_flwr.methods import Findings
 from fedbicross_flwr.rows import Row
-from fedbicross_flwr.site_store import RowScores
+from fedbicross_flwr.site.store import RowScores
 
 if TYPE_CHECKING:
-    from fedbicross_flwr.run_folder import RunFolder
+    from fedbicross_flwr.runs.folder import RunFolder
 
 PACKAGES = ("fedbicross", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "medmnist")
 

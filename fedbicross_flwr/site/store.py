@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.artifacts import read_tensors, save_model
-from fedbicross_flwr.code_version import shared_folder
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import Scores
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.models import ModelSpec, StateDict
+from fedbicross_flwr.runs.code_version import shared_folder
 from fedbicross_flwr.training import LocalModel
 
 RowScores = dict[str, dict[str, Scores]]

@@ -1,4 +1,4 @@
-"""Reads all of a site's own images and gathers whatever is wrong, for `fedbicross_flwr.site_check`.
+"""Reads all of a site's own images and gathers whatever is wrong, for `fedbicross_flwr.site.check`.
 
 The readers in `fedbicross_flwr.data` stop at the first thing that is wrong; these use their pieces and go on.
 """
@@ -28,7 +28,7 @@ from fedbicross_flwr.data.packed import (
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.report.units import count
-from fedbicross_flwr.site_data import check_labels
+from fedbicross_flwr.site.data import check_labels
 
 SPLITS: Final = ("train", "val", "test")
 NAMED: Final = 20
@@ -213,7 +213,7 @@ def classes_of(
 ) -> tuple[str, ...]:
     """Return what an .npz file's labels mean: what it says itself, or else the federation's classes.
 
-    Whether what it says is what the federation says is for `fedbicross_flwr.site_check`.
+    Whether what it says is what the federation says is for `fedbicross_flwr.site.check`.
 
     Raises
     ------

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbicross_flwr.report.units import ABSENT, count, duration
-from fedbicross_flwr.status import STAGES, RunStatus, read_status
-from fedbicross_flwr.status_parties import Party
+from fedbicross_flwr.status.parties import Party
+from fedbicross_flwr.status.run_status import STAGES, RunStatus, read_status
 
 WATCH_SECONDS: Final = 2.0
 QUIET_SECONDS: Final = 600.0

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
-from fedbicross_flwr.code_version import shared_folder
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
+from fedbicross_flwr.runs.code_version import shared_folder
 from fedbicross_flwr.settings import Scalar
 
 IDENTITY = "identity.json"

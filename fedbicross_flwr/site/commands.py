@@ -1,4 +1,4 @@
-"""``fedbicross predict``, ``fedbicross card`` and ``fedbicross site check``, for an engineer at a site."""
+"""``fedbicross predict``, ``card``, ``export-onnx`` and ``site check``, for an engineer at a site."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.settings import read_toml
 
 if TYPE_CHECKING:
-    from fedbicross_flwr.site_check import SiteReport
+    from fedbicross_flwr.site.check import SiteReport
 
 site = typer.Typer(help="What an engineer at a site looks at before taking part.", no_args_is_help=True)
 
@@ -41,7 +41,7 @@ def predict(
 ) -> None:
     """Let a model answer images: the class and the probability of every class, as CSV."""
     # Imported here, as PyTorch takes seconds to load and `--help` should not.
-    from fedbicross_flwr.prediction import predictions
+    from fedbicross_flwr.site.prediction import predictions
 
     deliver(predictions(model, images, device), out)
 
@@ -53,9 +53,24 @@ def card(
     ] = None,
 ) -> None:
     """Write a model card for a site's personal model, as Markdown."""
-    from fedbicross_flwr.model_card import model_card
+    from fedbicross_flwr.site.model_card import model_card
 
     deliver(model_card(model).encode("utf-8"), out)
+
+
+def export_onnx(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.", metavar="FILE")],
+) -> None:
+    """Write a model as ONNX: uint8 images in, calibrated probabilities out."""
+    from fedbicross_flwr.report.units import human_bytes
+    from fedbicross_flwr.site.onnx_export import export_onnx
+
+    made = export_onnx(model, out.expanduser())
+    print(
+        f"{made.path}: {human_bytes(made.path.stat().st_size)}; its probabilities are those of the model "
+        f"within {made.difference:.1g} on {made.images} images"
+    )
 
 
 @site.callback()
@@ -80,7 +95,7 @@ def check(
 
     The exit status is 0 if the data can be used as it is, and 2 if not, with a line for each problem.
     """
-    from fedbicross_flwr.site_check import check_site, read_classes
+    from fedbicross_flwr.site.check import check_site, read_classes
 
     settings = RunConfig.from_flat(read_toml(config) if config else {})
     report = check_site(path, settings, read_classes(classes) if classes else None)
@@ -104,7 +119,7 @@ def deliver(content: bytes, out: Path | None) -> None:
 
 def show(report: SiteReport, console: Console) -> None:
     """Print what was found and what would leave."""
-    from fedbicross_flwr.site_check import STAYS
+    from fedbicross_flwr.site.check import STAYS
 
     found = report.found
     if report.classes:

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedbicross_flwr.centre.kept_outcome import load_outcome, save_outcome
+from fedbicross_flwr.centre.late_site import nearest_cluster
+from fedbicross_flwr.centre.registry import SiteRegistry
+from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_between, seconds_since
+from fedbicross_flwr.centre.uploads import SiteUploads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import SiteFederation
-from fedbicross_flwr.kept_outcome import load_outcome, save_outcome
-from fedbicross_flwr.late_site import nearest_cluster
 from fedbicross_flwr.methods import ServerOutcome, method_named
 from fedbicross_flwr.methods.flower_rounds import is_flower
-from fedbicross_flwr.roster import Roster, SiteEntry, now, seconds_between, seconds_since
-from fedbicross_flwr.run_folder import RunFolder
-from fedbicross_flwr.run_record import ClientRecord
+from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.runs.record import ClientRecord
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.site_registry import SiteRegistry
-from fedbicross_flwr.site_store import RowScores, read_scores, write_scores
-from fedbicross_flwr.site_uploads import SiteUploads
+from fedbicross_flwr.site.store import RowScores, read_scores, write_scores
 
 DATA = "the sites' own"
 """Stands in ``identity.json`` where a simulation has its data's fingerprint."""

@@ -1,6 +1,6 @@
 """Logs a finished run to TensorBoard or MLflow, if ``runtime.tracker`` asks for it.
 
-Both are optional packages, imported when they are needed. What is logged is `fedbicross_flwr.run_facts`; a
+Both are optional packages, imported when they are needed. What is logged is `fedbicross_flwr.runs.facts`; a
 tracker that fails costs a note and never the run, which is finished by then.
 """
 
@@ -25,7 +25,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.report import load_run
-from fedbicross_flwr.run_facts import RunFacts, facts_of
+from fedbicross_flwr.runs.facts import RunFacts, facts_of
 
 NONE = "none"
 TENSORBOARD_FOLDER, MLFLOW_FOLDER = "tensorboard", "mlruns"

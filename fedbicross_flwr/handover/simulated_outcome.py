@@ -1,6 +1,6 @@
 """What the method of a simulation learned, from the files that the run leaves behind.
 
-A deployment keeps its outcome (`fedbicross_flwr.kept_outcome`). A simulation keeps its parts: models,
+A deployment keeps its outcome (`fedbicross_flwr.centre.kept_outcome`). A simulation keeps its parts: models,
 clusters, synthetic images and uploads.
 """
 
@@ -21,7 +21,7 @@ from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.fedbicross import build_clusters, made_to_rehearse
 from fedbicross_flwr.models import StateDict
 from fedbicross_flwr.report.json_node import Node
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.shipment import Replay
 
 

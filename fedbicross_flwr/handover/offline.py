@@ -14,10 +14,10 @@ from fedbicross_flwr.artifacts import digest, read_tensors
 from fedbicross_flwr.client import ClientImages, first_round, second_round, upload_key
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.handover import Handover
+from fedbicross_flwr.handover.file import Handover
 from fedbicross_flwr.progress import Progress
-from fedbicross_flwr.site_data import site_images
-from fedbicross_flwr.site_store import RowScores, SiteStore
+from fedbicross_flwr.site.data import site_images
+from fedbicross_flwr.site.store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask
 
 

@@ -15,8 +15,8 @@ from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.report.units import count, human_bytes
-from fedbicross_flwr.site_data import check_channels, open_site_source
-from fedbicross_flwr.site_findings import Findings, look_at_folder, look_at_packed, named
+from fedbicross_flwr.site.data import check_channels, open_site_source
+from fedbicross_flwr.site.findings import Findings, look_at_folder, look_at_packed, named
 from fedbicross_flwr.training import LabelledImages
 
 FEW: Final = 10

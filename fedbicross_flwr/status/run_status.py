@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from fedbicross_flwr.centre.roster import ROSTER, read_roster
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.kept_shipment import check_run_folder
+from fedbicross_flwr.handover.kept_shipment import check_run_folder
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.progress import Event, read_events
 from fedbicross_flwr.report.units import count
-from fedbicross_flwr.roster import ROSTER, read_roster
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.settings import read_toml
-from fedbicross_flwr.status_parties import Party, clients_of, moment, sites_of, window_end, with_handovers
+from fedbicross_flwr.status.parties import Party, clients_of, moment, sites_of, window_end, with_handovers
 
 ENDED: Final = ("finished", "failed")
 

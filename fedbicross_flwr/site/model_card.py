@@ -20,9 +20,9 @@ from jinja2 import Environment, StrictUndefined
 import fedbicross_flwr
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors
 from fedbicross_flwr.evaluation import Scores
-from fedbicross_flwr.prediction import model_file
 from fedbicross_flwr.report.units import ABSENT, human_bytes, percent
-from fedbicross_flwr.site_store import RowScores, read_scores
+from fedbicross_flwr.site.prediction import model_file
+from fedbicross_flwr.site.store import RowScores, read_scores
 
 TITLES: Final[Mapping[str, str]] = {
     "personal": "this model",

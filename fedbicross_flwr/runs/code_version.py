@@ -10,15 +10,15 @@ import torch
 
 from fedbicross_flwr.config import RunConfig
 
-PARTS = (".", "data", "methods", "models")
-"""Packages whose modules shape numbers; reports, tables and commands do not."""
+PARTS = (".", "data", "methods", "models", "runs", "site")
+"""Packages whose modules shape what is kept, or keep it; reports, tables and a deployment's centre do not."""
 
 
 @cache
 def code_fingerprint() -> str:
     """Return 16 hexadecimal digits that stand for this package's modules and the release of PyTorch."""
     total = hashlib.sha256(str(torch.__version__).encode())
-    home = Path(__file__).parent
+    home = Path(__file__).parents[1]
     for part in PARTS:
         for file in sorted((home / part).glob("*.py")):
             total.update(f"|{part}/{file.name}|".encode() + file.read_bytes())

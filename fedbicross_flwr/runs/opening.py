@@ -14,7 +14,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, deal, open_data
-from fedbicross_flwr.run_folder import IDENTITY, LOCK, RunFolder, check_folder, strange_files
+from fedbicross_flwr.runs.folder import IDENTITY, LOCK, RunFolder, check_folder, strange_files
 
 if sys.platform != "win32":
     import fcntl

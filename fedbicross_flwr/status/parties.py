@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from fedbicross_flwr.centre.roster import Roster
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.handover_notes import HANDOVERS, read_handovers
-from fedbicross_flwr.roster import Roster
-from fedbicross_flwr.run_folder import RunFolder
-from fedbicross_flwr.simulated_outcome import assignment_of
+from fedbicross_flwr.handover.notes import HANDOVERS, read_handovers
+from fedbicross_flwr.handover.simulated_outcome import assignment_of
+from fedbicross_flwr.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Party:
     """One site, or one simulated client; times are in UTC.
 
-    `state` is one of `fedbicross_flwr.roster.STATES`, in a simulation ``expected``, ``uploaded`` or ``done``;
-    `handed_over` is when its cluster model was last written to a signed file.
+    `state` is one of `fedbicross_flwr.centre.roster.STATES`, in a simulation ``expected``, ``uploaded`` or
+    ``done``; `handed_over` is when its cluster model was last written to a signed file.
     """
 
     name: str

@@ -13,7 +13,7 @@ from typing import Final
 from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ServerOutcome
-from fedbicross_flwr.run_folder import RunFolder
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.shipment import Replay
 
 OUTCOME: Final = "outcome.json"
