@@ -102,26 +102,37 @@ def open_packed(
     FedBiCrossError
         The file is missing or damaged, arrays are missing, or shapes, dtypes or labels do not fit.
     """
+    channels, labels = read_splits(path)
+    if class_names is None and "class_names" in array_names(path):
+        class_names = read_class_names(path)
+    train = np.concatenate([labels[split] for split in labels if split != "test"])
+    classes = check_classes(path, train, labels.get("test", np.empty(0, np.int64)), class_names)
+    info = DatasetInfo(
+        name=name,
+        class_names=classes,
+        channels=channels,
+        size=IMAGE_SIZE,
+        licence=licence,
+        source=source,
+        has_test="test" in labels,
+    )
+    return PackedSource(path, info, labels, digest)
+
+
+def read_splits(path: Path) -> tuple[int, dict[str, NDArray[np.int64]]]:
+    """Return the number of channels of all images, and the labels of each split that is there.
+
+    Raises
+    ------
+    FedBiCrossError
+        When arrays are missing, or their shapes or types do not fit each other.
+    """
     splits = present_splits(path, array_names(path))
     channels = {split: check_images(path, split) for split in splits}
     if len(set(channels.values())) > 1:
         found = ", ".join(f"{split}_images has {count}" for split, count in channels.items())
         raise FedBiCrossError(f"{path}: the splits differ in channels ({found}); save them all alike")
-    labels = {split: read_labels(path, split) for split in splits}
-    if class_names is None and "class_names" in array_names(path):
-        class_names = read_class_names(path)
-    train = np.concatenate([labels[split] for split in splits if split != "test"])
-    classes = check_classes(path, train, labels.get("test", np.empty(0, np.int64)), class_names)
-    info = DatasetInfo(
-        name=name,
-        class_names=classes,
-        channels=channels["train"],
-        size=IMAGE_SIZE,
-        licence=licence,
-        source=source,
-        has_test="test" in splits,
-    )
-    return PackedSource(path, info, labels, digest)
+    return channels["train"], {split: read_labels(path, split) for split in splits}
 
 
 def present_splits(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:

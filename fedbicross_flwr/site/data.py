@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from fedbicross_flwr.client import ClientImages
 from fedbicross_flwr.data.folder import GRAY_MODES, SUFFIXES, FolderSource, check_image, subfolders
 from fedbicross_flwr.data.npz import array_names
-from fedbicross_flwr.data.packed import (
-    PackedSource,
-    check_images,
-    present_splits,
-    read_class_names,
-    read_labels,
-)
+from fedbicross_flwr.data.packed import PackedSource, read_class_names, read_splits
 from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError, near_names
@@ -98,17 +92,12 @@ def open_packed_as(path: Path, classes: Sequence[str]) -> PackedSource:
 
     Without an array ``class_names`` only the number of classes can be compared, so every class must occur.
     """
-    splits = present_splits(path, array_names(path))
-    channels = {split: check_images(path, split) for split in splits}
-    if len(set(channels.values())) > 1:
-        found = ", ".join(f"{split}_images has {count}" for split, count in channels.items())
-        raise FedBiCrossError(f"{path}: the splits differ in channels ({found}); save them all alike")
-    labels = {split: read_labels(path, split) for split in splits}
+    channels, labels = read_splits(path)
     check_labels(
         path, read_class_names(path) if "class_names" in array_names(path) else None, labels, classes
     )
     has_test = bool(len(labels.get("test", ())))
-    return PackedSource(path, site_info(path, classes, channels["train"], has_test), labels)
+    return PackedSource(path, site_info(path, classes, channels, has_test), labels)
 
 
 def check_labels(
