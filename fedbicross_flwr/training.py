@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import ClientConfig, RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -184,7 +185,9 @@ def fit(
 ) -> None:
     """Run SGD over shuffled batches; `after_epoch` is called with 1, 2, ...
 
-    `companions` gives further images for each batch; they follow the batch's own, as do their logits.
+    `companions` gives further images for each batch; their logits follow those of the batch's own. They are
+    normalised by their own statistics and leave the running ones alone: what the model will meet is like
+    `images`, and these may not be.
     `epochs` are those of the recipe's that are run, from 0 on; None runs all. The schedule spans the recipe.
 
     Raises
@@ -196,6 +199,7 @@ def fit(
         model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     factor = SCHEDULES[recipe.schedule]
+    layers = batch_norms(model)
     for epoch in epochs or range(recipe.epochs):
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * factor(epoch / recipe.epochs)
@@ -206,10 +210,13 @@ def fit(
             batch = images[rows]
             if recipe.augment:
                 batch = crop_and_flip(batch, generator)
-            if companions is not None:
-                batch = torch.cat([batch, companions()])
             optimiser.zero_grad(set_to_none=True)
-            last = loss(compute.logits(model, compute.images(batch)), rows)
+            logits = compute.logits(model, compute.images(batch))
+            if companions is not None:
+                with SourceStatistics(layers).record(0.0):
+                    beside = compute.logits(model, compute.images(companions()))
+                logits = torch.cat([logits, beside])
+            last = loss(logits, rows)
             last.backward()
             optimiser.step()
         if not torch.isfinite(last.detach()):
