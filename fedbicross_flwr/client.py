@@ -20,6 +20,9 @@ from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
 
+SERVER_SECTIONS = ("clustering", "inversion", "teacher", "cross_cluster")
+"""Settings that no client reads, but for the subspace that PACFL asks for."""
+
 
 @dataclass(frozen=True)
 class ClientImages:
@@ -79,8 +82,8 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
             f"{store.own(local_key) / 'local.safetensors'} holds no model of this run's first round: "
             "the site's store was moved or changed; run the first round again"
         )
-    key = f"{task.config.fingerprint()}/{images.fingerprint}/{task.client}/{shipment.digest()}"
-    kept = store.personal_scores(key)
+    key = personal_key(local_key, shipment, images, task)
+    kept = store.personal_scores(key, local_key)
     if kept is not None:
         return kept
     method = method_named(task.config.method)
@@ -90,7 +93,7 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
         shipped = {"cluster-model": received.model, "personal": personal}
         scores = {**controls(images, own.state, local_key, task, store), **score_all(shipped, images, task)}
         temperature = validation_temperature(images.train, personal, task)
-    store.save_personal(personal, task.spec, scores, key, temperature)
+    store.save_personal(personal, task.spec, scores, key, local_key, temperature)
     return scores
 
 
@@ -124,6 +127,16 @@ def upload_key(images: ClientImages, task: ClientTask) -> str:
     precision = f"{task.compute.device.type}/{task.compute.precision}"
     text = f"{task.config.upload_fingerprint()}/{images.fingerprint}/{task.client}/{precision}"
     return short_hash(text)
+
+
+def personal_key(local_key: str, shipment: Shipment, images: ClientImages, task: ClientTask) -> str:
+    """Return what identifies everything that shaped a client's personal model and its scores.
+
+    The shipment stands for all that the server did: two ways to cluster that find the same clusters ship
+    the same.
+    """
+    settings = {k: v for k, v in task.config.shaping().items() if k.split(".")[0] not in SERVER_SECTIONS}
+    return short_hash(f"{local_key}/{sorted(settings.items())}/{sorted(images.tests)}/{shipment.digest()}")
 
 
 def short_hash(text: str) -> str:

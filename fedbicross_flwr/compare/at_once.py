@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,11 +83,27 @@ def make_at_once(runs: Sequence[PlannedRun], jobs: int, say: Say) -> list[Failur
     open_runs = skip_finished(runs, pace, say)
     if not open_runs:
         return []
-    before = prerequisites(runs)
+    before, open_runs = prerequisites(runs), apart(open_runs)
     teller = Teller(len(runs), len(runs) - len(open_runs), pace, jobs, say)
     with tasks_of_ray(open_runs[0], jobs) as (submit, wait):
         found = follow(open_runs, before, submit, wait, teller)
     return [found[run.folder] for run in runs if run.folder in found]
+
+
+def apart(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Return the runs of each cell and seed with those of one group apart.
+
+    They are the likeliest to share stages, and a run can take a stage from one that is over, not from one
+    that is at it.
+    """
+    turns: Counter[tuple[int, str, str]] = Counter()
+    order = dict[tuple[int, str], int]()
+    keys: dict[Path, tuple[int, int]] = {}
+    for run in runs:
+        seed, group = run.config.seed, (run.config.seed, run.cell, run.variant.group)
+        keys[run.folder] = order.setdefault((seed, run.cell), len(order)), turns[group]
+        turns[group] += 1
+    return sorted(runs, key=lambda run: keys[run.folder])
 
 
 def prerequisites(runs: Sequence[PlannedRun]) -> dict[Path, Path | None]:

@@ -144,7 +144,8 @@ def replay(
 ) -> Tensor:
     """Run stage 2 over one synthesis round; return w after each step, (steps, K, K).
 
-    The stage keeps models, momenta and weights, so that a run can go on after it.
+    The stage keeps models, momenta and weights, so that a run can go on after it, and one that came to the
+    same clusters in another way need not repeat it.
     """
     config = task.config
     iterations = config.inversion.iterations
@@ -152,6 +153,14 @@ def replay(
     order = replay_schedule(iterations, config.cross_cluster, generator)
     total = len(order) * config.cross_cluster.synthesis_rounds
     sources = build_sources(round, clusters, syntheses, task)
+    shaped_by = task.shaped_by(
+        [upload for cluster in clusters for upload in cluster.members],
+        ("inversion", "teacher", "cross_cluster"),
+        [[upload.client for upload in cluster.members] for cluster in clusters],
+        [one.labels.tolist() for one in syntheses],
+        [target.weights.tolist() for target in targets],
+        round,
+    )
 
     def compute() -> StageResult:
         def after_step(step: int) -> None:
@@ -171,7 +180,8 @@ def replay(
             tensors.update({f"{target.cluster}.{name}": value for name, value in target.state().items()})
         return StageResult(tensors)
 
-    kept = task.stages.run(f"optimisation-{round}", "cross-cluster optimisation", compute).tensors
+    name = f"optimisation-{round}"
+    kept = task.stages.run(name, "cross-cluster optimisation", compute, shaped_by).tensors
     for target in targets:
         prefix = f"{target.cluster}."
         target.load({name.removeprefix(prefix): v for name, v in kept.items() if name.startswith(prefix)})

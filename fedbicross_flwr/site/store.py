@@ -19,6 +19,9 @@ from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.runs.code_version import shared_folder
 from fedbicross_flwr.training import LocalModel
 
+PERSONAL = "personal.safetensors"
+SCORES = "scores.json"
+
 RowScores = dict[str, dict[str, Scores]]
 """Row key -> protocol -> metrics."""
 
@@ -79,22 +82,59 @@ class SiteStore:
         return read_scores(self.own(local) / f"controls-{key}.json", key)
 
     def save_personal(
-        self, state: StateDict, spec: ModelSpec, scores: RowScores, key: str, temperature: float = 1.0
+        self,
+        state: StateDict,
+        spec: ModelSpec,
+        scores: RowScores,
+        key: str,
+        local: str,
+        temperature: float = 1.0,
     ) -> None:
-        """Keep the personal model with its temperature, then the scores: with them, round 2 is done."""
-        facts = {"key": key, "temperature": repr(temperature)}
-        save_model(self.folder / "personal.safetensors", spec, state, self.class_names, **facts)
-        write_scores(self.folder / "scores.json", scores, key)
+        """Keep the personal model with its temperature, then the scores: with them, round 2 is done.
 
-    def personal_scores(self, key: str) -> RowScores | None:
-        """Return the scores of round 2 if it was done under this key, and its model is whole."""
+        In a shared cache it is noted beside f_i (known as `local`) where they are.
+        """
+        facts = {"key": key, "temperature": repr(temperature)}
+        save_model(self.folder / PERSONAL, spec, state, self.class_names, **facts)
+        write_scores(self.folder / SCORES, scores, key)
+        if self.cache:
+            note = json.dumps({"folder": str(self.folder.resolve())})
+            write_bytes(self.personal_note(local, key), note.encode())
+
+    def personal_scores(self, key: str, local: str) -> RowScores | None:
+        """Return the scores of round 2 if it was done under this key, and its model is whole.
+
+        What another run of a shared cache did under this key is copied.
+        """
+        scores = personal_in(self.folder, key)
+        if scores is None and (other := self.noted_folder(local, key)):
+            scores = personal_in(other, key)
+            if scores is not None:
+                for name in (PERSONAL, SCORES):
+                    write_bytes(self.folder / name, (other / name).read_bytes())
+        return scores
+
+    def personal_note(self, local: str, key: str) -> Path:
+        """Return where a shared cache says which run has the personal model of this key."""
+        return self.own(local) / f"personal-{key}.json"
+
+    def noted_folder(self, local: str, key: str) -> Path | None:
+        """Return the folder of the run that has the personal model of this key, if one is known."""
+        if not self.cache:
+            return None
         try:
-            _, facts = read_tensors(self.folder / "personal.safetensors")
-        except FedBiCrossError:
+            return Path(json.loads(self.personal_note(local, key).read_text(encoding="utf-8"))["folder"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        if facts.get("key") != key:
-            return None
-        return read_scores(self.folder / "scores.json", key)
+
+
+def personal_in(folder: Path, key: str) -> RowScores | None:
+    """Return the scores of the personal model in a folder, if both are there under this key and whole."""
+    try:
+        _, facts = read_tensors(folder / PERSONAL)
+    except FedBiCrossError:
+        return None
+    return read_scores(folder / SCORES, key) if facts.get("key") == key else None
 
 
 def write_scores(path: Path, scores: RowScores, key: str) -> None:

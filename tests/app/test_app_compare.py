@@ -58,6 +58,11 @@ class Made:
         """How many epochs each client was trained for."""
         return Counter(client for stage, client, _ in self.steps if stage == "training")
 
+    @property
+    def work(self) -> set[tuple[str, int | None]]:
+        """Stages that were worked on, and by which client."""
+        return {(stage, client) for stage, client, _ in self.steps}
+
 
 def make(runs: Sequence[PlannedRun], stop: Step | None = None) -> Made:
     """Make the runs, without reports."""
@@ -247,10 +252,12 @@ def seconds_of(out: Path, variant: str) -> dict[str, float]:
 def test_ablations_share_synthesis_and_answers(made: Made, tmp_path: Path) -> None:
     out = with_cache_of(made, tmp_path)
     first = shared_stages(out)
-    assert len(first) == 2 * (2 + 2)  # two seeds, two clusters, images and answers
+    assert len(first) == 2 * (
+        2 + 2 + 1
+    )  # two seeds; images and answers of two clusters, and what was learned
     found = make(planned(out, "fedbicross-intra,fedbicross-no-clustering"))
     assert found.failures == []
-    assert len(shared_stages(out)) == len(first) + 2  # one ensemble of all has its own
+    assert len(shared_stages(out)) == len(first) + 1 + 3  # one ensemble of all has its own images and answers
     for kind in ("synthesis", "teacher answers"):
         assert seconds_of(out, "fedbicross-intra")[kind] == seconds_of(made.out, "fedbicross")[kind]
     alone = make(planned(tmp_path / "alone", "fedbicross-intra"))
@@ -261,7 +268,48 @@ def test_other_images_are_not_taken_for_these(made: Made, tmp_path: Path) -> Non
     out = with_cache_of(made, tmp_path)
     first = shared_stages(out)
     make(planned(out, "fedbicross", inversion__lr=0.07))
-    assert len(shared_stages(out)) == len(first) + 4
+    assert len(shared_stages(out)) == len(first) + 5
+
+
+def test_the_same_clusters_found_in_another_way_share_all_that_follows(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    first = shared_stages(out)
+    found = make(planned(out, "fedbicross", clustering__num_probes=17))
+    assert found.failures == []
+    assert {stage for stage, _ in found.work} == {"clustering"}
+    assert shared_stages(out) == first
+    assert metrics(out, "fedbicross") == metrics(made.out, "fedbicross")
+    ours, theirs = (root / CELL / "fedbicross" / "seed-0" for root in (out, made.out))
+    assert checksums(ours / "sites") == checksums(theirs / "sites")
+
+
+def test_another_budget_of_stage_3_shares_what_comes_before_it(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    found = make(planned(out, "fedbicross", personal__epochs=2))
+    assert found.failures == []
+    assert {stage for stage, _ in found.work} >= {"personalisation", "fine-tuning"}
+    assert not {stage for stage, _ in found.work} & {"training", "cross-cluster optimisation"}
+
+
+def test_other_starts_of_the_cluster_models_are_learned_from_anew(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+    found = make(planned(out, "fedbicross", cross_cluster__student_init="random"))
+    assert {stage for stage, _ in found.work} >= {"cross-cluster optimisation", "personalisation"}
+    assert not any(stage.startswith("synthesis") for stage, _ in found.work)
+
+
+@pytest.mark.parametrize("damage", [flip_byte, Path.unlink], ids=["damaged", "gone"])
+def test_a_personal_model_of_another_run_that_is_lost_is_made_again(
+    made: Made, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    root = tmp_path / "first"
+    make(planned(root, "fedbicross"))
+    damage(root / CELL / "fedbicross" / "seed-0" / "sites" / "client-01" / "personal.safetensors")
+    out = tmp_path / "second"
+    shutil.copytree(root / "cache", out / "cache")
+    found = make(planned(out, "fedbicross", clustering__num_probes=17))
+    assert {client for stage, client in found.work if stage == "personalisation"} == {1}
+    assert metrics(out, "fedbicross") == metrics(made.out, "fedbicross")
 
 
 def test_another_version_of_the_code_uses_nothing(made: Made, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from small_runs import TINY, read_json, without_report
 
 from fedbicross_flwr.compare.at_once import (
     Teller,
+    apart,
     check_jobs,
     follow,
     make_at_once,
@@ -86,6 +87,16 @@ def test_the_first_run_of_a_cell_and_seed_is_over_before_the_others_begin(tmp_pa
         + [f"begin N3 central {seed}" for seed in range(2)]
     )
     assert all(when[f"begin N2 central {seed}"] > when[f"end N3 central {seed}"] for seed in range(2))
+
+
+def test_runs_that_may_share_stages_are_set_apart(tmp_path: Path) -> None:
+    methods = "fedavg,dense,fedbicross,fedbicross-intra,fedbicross-parameters,fedbicross-hierarchical"
+    runs = planned(tmp_path, methods, seeds=2, clients="3,2")
+    found = apart(runs)
+    wanted = ["fedavg", "fedbicross-intra", "fedbicross-parameters", "dense", "fedbicross-hierarchical"]
+    assert [run.variant.name for run in found] == [*wanted, "fedbicross"] * 4
+    blocks = [run.title.replace(run.variant.name, "") for run in found[::6]]
+    assert blocks == [run.title.replace(run.variant.name, "") for run in runs[::6]]
 
 
 def test_nothing_waits_for_what_was_finished_before(tmp_path: Path) -> None:
