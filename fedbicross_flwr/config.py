@@ -332,6 +332,13 @@ class RuntimeConfig:
         low=0,
         shapes_result=False,
     )
+    server_tasks: int = setting(
+        0,
+        "clusters that the server works on at once as tasks of Ray, each with an accelerator, or a core "
+        "where there is none; 1: in its own process; 0: one for each accelerator",
+        low=0,
+        shapes_result=False,
+    )
     reply_timeout: float = setting(
         86400.0, "seconds that the server waits for a round's replies", above=0.0, shapes_result=False
     )

@@ -24,7 +24,7 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
-from fedbicross_flwr.parallel import Check, side_by_side
+from fedbicross_flwr.parallel import Call, Check, Step, call_here, side_by_side
 from fedbicross_flwr.training import SCHEDULES
 
 
@@ -214,6 +214,7 @@ def optimise(
     generators: Sequence[torch.Generator],
     after_step: Callable[[int], None] = lambda step: None,
     workers: int = 1,
+    call: Call = call_here,
 ) -> Tensor:
     """Replay one synthesis round over all targets, which do not depend on each other.
 
@@ -232,6 +233,8 @@ def optimise(
         Called with 1, 2, ... for each step of each target.
     workers : int, default 1
         Targets that are worked on at once.
+    call : callable, optional
+        Works on one target, here or elsewhere.
 
     Returns
     -------
@@ -242,14 +245,40 @@ def optimise(
 
     def replay(work: tuple[Target, torch.Generator], check: Check) -> Tensor:
         target, generator = work
-        config, history = target.config, []
-        for step, t in enumerate(order, start=done):
-            lr = config.lr * SCHEDULES[config.schedule](step / total)
-            target.step(sources, t, iterations, lr, generator)
-            history.append(target.weights.detach().cpu())
-            after_step(next(steps))
-            check()
-        return torch.stack(history)
+        history, state = call(
+            replay_target,
+            *(target, sources, order, iterations, done, total, generator),
+            after_step=lambda step: after_step(next(steps)),
+            check=check,
+        )
+        target.load(state)
+        return history
 
     pairs = list(zip(targets, generators, strict=True))
     return torch.stack(side_by_side(replay, pairs, workers), dim=1)
+
+
+def replay_target(
+    target: Target,
+    sources: Sequence[Source],
+    order: Sequence[int],
+    iterations: int,
+    done: int,
+    total: int,
+    generator: torch.Generator,
+    after_step: Step,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Replay one synthesis round over one target; see `optimise`.
+
+    Returns
+    -------
+    tuple of Tensor and dict of str to Tensor
+        w_k after each step, (steps, K), and the target's state after the last.
+    """
+    config, history = target.config, []
+    for step, t in enumerate(order):
+        lr = config.lr * SCHEDULES[config.schedule]((done + step) / total)
+        target.step(sources, t, iterations, lr, generator)
+        history.append(target.weights.detach().cpu())
+        after_step(step + 1)
+    return torch.stack(history), target.state()

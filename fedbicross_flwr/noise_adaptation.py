@@ -16,6 +16,7 @@ from fedbicross_flwr.batch_norm import batch_norms
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import TeacherConfig
 from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.parallel import Step
 
 Iterates = Mapping[int, Tensor]
 """Some iterates x^(t) of an inversion by their t, 1 <= t <= T; each (B, channels, h, w)."""
@@ -146,13 +147,22 @@ def teacher_scores(
     replayed: Sequence[int],
     config: TeacherConfig,
     compute: Compute,
+    after_step: Step = lambda step: None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Return the scores of F and of F~ on every replayed iterate, each (B, C), by t.
 
     They are computed once for a source and shared by all target clusters. Without noise adaptation F~ is F.
+    `after_step` is called with 1, 2, ... for each answer of F and then of F~.
     """
-    plain = {t: ensemble.scores(load(iterates, t, compute), compute) for t in replayed}
+    plain: dict[int, Tensor] = {}
+    for step, t in enumerate(replayed, start=1):
+        plain[t] = ensemble.scores(load(iterates, t, compute), compute)
+        after_step(step)
     if config.noise_adaptation == "none":
         return plain, plain
-    adapt = ADAPTATIONS[config.noise_adaptation]
-    return plain, dict(adapt(ensemble, iterates, replayed, config, compute))
+    adapted: dict[int, Tensor] = {}
+    answers = ADAPTATIONS[config.noise_adaptation](ensemble, iterates, replayed, config, compute)
+    for step, (t, scores) in enumerate(answers, start=len(replayed) + 1):
+        adapted[t] = scores
+        after_step(step)
+    return plain, adapted

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,40 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Check = Callable[[], None]
 """To be called now and then by a piece of work; raises when the others were given up."""
+
+Step = Callable[[int], None]
+"""To be called with 1, 2, ... after each step of a piece of work."""
+
+
+class Call(Protocol):
+    """Calls one independent piece of work, here or where there is room for it."""
+
+    def __call__(
+        self,
+        work: Callable[..., Result],
+        *arguments: Any,
+        after_step: Step = ...,
+        check: Check = ...,
+    ) -> Result:
+        """Return ``work(*arguments, after_step)``; `check` is called now and then, and may raise.
+
+        What `work` changes in its arguments may be lost: it returns all that counts.
+        """
+
+
+def call_here(
+    work: Callable[..., Result],
+    *arguments: Any,
+    after_step: Step = lambda step: None,
+    check: Check = lambda: None,
+) -> Result:
+    """Call a piece of work in this thread; see `Call`."""
+
+    def stepped(step: int) -> None:
+        after_step(step)
+        check()
+
+    return work(*arguments, stepped)
 
 
 class GivenUpError(Exception):

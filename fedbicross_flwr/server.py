@@ -25,6 +25,7 @@ from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, met
 from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.progress import EventLog
+from fedbicross_flwr.ray_tasks import ray_tasks
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.rows import rows_of
 from fedbicross_flwr.runs.folder import RunFolder
@@ -173,8 +174,8 @@ class Server:
             f"{upload.client}:{upload.num_samples}:{digest(upload_tensors(upload))[:16]}"
             for upload in uploads
         )
-        task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
-        with cpu_threads(1):
+        with cpu_threads(1), ray_tasks(self.config.runtime, self.compute) as elsewhere:
+            task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder, elsewhere)
             return self.take_outcome(method_named(self.config.method).serve(uploads, task))
 
     def take_outcome(self, outcome: ServerOutcome) -> ServerOutcome:

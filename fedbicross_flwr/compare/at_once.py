@@ -7,10 +7,6 @@ numbers are those of the runs one after another.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +17,10 @@ from fedbicross_flwr.compare.engine import Done, Failure, Pace, Say, note_failur
 from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.ray_tasks import first_line, own_ray
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's least but a little: tasks take a configuration and give back a few words."""
-LONGEST_BASE = 20
-"""Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
 
 Submit = Callable[[PlannedRun], Any]
 Wait = Callable[[Sequence[Any]], tuple[Any, Done | str]]
@@ -167,9 +162,12 @@ class Teller:
 
 
 def share_of(run: PlannedRun, jobs: int) -> PlannedRun:
-    """Return a run that takes its share of the CPU's cores, which does not shape its result."""
+    """Return a run that takes its share of the CPU's cores, which does not shape its result.
+
+    It is a task of Ray, and starts none.
+    """
     cores = max(server_threads(run.config.runtime) // jobs, 1)
-    runtime = dataclasses.replace(run.config.runtime, server_threads=cores)
+    runtime = dataclasses.replace(run.config.runtime, server_threads=cores, server_tasks=1)
     return dataclasses.replace(run, config=dataclasses.replace(run.config, runtime=runtime))
 
 
@@ -189,82 +187,26 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
     FedBiCrossError
         When Ray does not start.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Not above: it takes seconds, and is for `--jobs` alone.
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+    with own_ray(jobs, object_store_memory=OBJECT_STORE_BYTES):
+        # Not above: it takes seconds, and is for `--jobs` alone.
+        import ray
+        from ray.exceptions import RayError, RayTaskError
 
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > LONGEST_BASE and os.access("/tmp", os.W_OK | os.X_OK):
-        base = Path("/tmp")
-    with tempfile.TemporaryDirectory(prefix="fbx-", dir=base, ignore_cleanup_errors=True) as folder:
-        try:
-            start_ray(jobs, folder)
-            found = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-            gpus = 1 if found and Compute.of(sample.config.runtime).device.type != "cpu" else 0
-            # Not again after its process was killed: what killed it may have been its hunger for memory.
-            task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(timed_run)
+        found = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        gpus = 1 if found and Compute.of(sample.config.runtime).device.type != "cpu" else 0
+        # Not again after its process was killed: what killed it may have been its hunger for memory.
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(timed_run)
 
-            def submit(run: PlannedRun) -> Any:
-                return task.remote(share_of(run, jobs))
+        def submit(run: PlannedRun) -> Any:
+            return task.remote(share_of(run, jobs))
 
-            def wait(working: Sequence[Any]) -> tuple[Any, Done | str]:
-                (first, *_), _ = ray.wait(list(working), num_returns=1)
-                try:
-                    return first, ray.get(first)
-                except RayTaskError as error:
-                    raise error.cause from None
-                except RayError as error:
-                    return first, f"its process ended early ({type(error).__name__}): {first_line(error)}"
+        def wait(working: Sequence[Any]) -> tuple[Any, Done | str]:
+            (first, *_), _ = ray.wait(list(working), num_returns=1)
+            try:
+                return first, ray.get(first)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError as error:
+                return first, f"its process ended early ({type(error).__name__}): {first_line(error)}"
 
-            yield submit, wait
-        finally:
-            ray.shutdown()
-
-
-def start_ray(jobs: int, folder: str) -> None:
-    """Start Ray on this machine, with its files in a folder.
-
-    Raises
-    ------
-    FedBiCrossError
-        When it does not start, also not the second time: it gives its processes half a minute, which a busy
-        machine may miss once.
-    """
-    import ray
-
-    try:
-        init_ray(jobs, folder)
-    # Ray raises plain exceptions of several kinds.
-    except Exception:
-        ray.shutdown()
-        try:
-            init_ray(jobs, folder)
-        except Exception as error:
-            raise FedBiCrossError(
-                f"Ray did not start ({first_line(error)}); try again when the machine is less busy, or "
-                "leave out --jobs"
-            ) from error
-
-
-def init_ray(jobs: int, folder: str) -> None:
-    """Try to start Ray once."""
-    import ray
-
-    with warnings.catch_warnings():
-        # Of what a later Ray will do with accelerators that a task did not ask for.
-        warnings.simplefilter("ignore", FutureWarning)
-        ray.init(
-            address="local",
-            num_cpus=jobs,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-        )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is known")
+        yield submit, wait

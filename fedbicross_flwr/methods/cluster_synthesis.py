@@ -73,10 +73,12 @@ def synthesise(
 
         def after_step(t: int) -> None:
             task.progress.advance(f"synthesis, cluster {cluster.number}", t, inversion.iterations)
-            check()
 
-        made = invert(
-            cluster.ensemble, labels, task.spec.channels, keep, inversion, generator, task.compute, after_step
+        made = task.call(
+            invert,
+            *(cluster.ensemble, labels, task.spec.channels, keep, inversion, generator, task.compute),
+            after_step=after_step,
+            check=check,
         )
         tensors = {f"iterate.{t}": images for t, images in made.iterates.items()}
         return StageResult({**tensors, "labels": made.labels, "diagnostics": made.diagnostics})
@@ -120,16 +122,22 @@ def build_sources(
 ) -> list[Source]:
     """Return what every cluster offers to all targets; its teachers answer once, here."""
     pairs = list(zip(clusters, syntheses, strict=True))
-    return side_by_side(lambda pair, check: build_source(round, *pair, task), pairs, task.workers)
+    return side_by_side(lambda pair, check: build_source(round, *pair, task, check), pairs, task.workers)
 
 
-def build_source(round: int, cluster: Cluster, synthesis: Synthesis, task: ServerTask) -> Source:
+def build_source(
+    round: int, cluster: Cluster, synthesis: Synthesis, task: ServerTask, check: Check
+) -> Source:
     """Return what one cluster offers; the answers of F and F~ are a stage of their own."""
     config, labels = task.config, synthesis.labels
     replayed = replayed_steps(config.inversion.iterations, config.cross_cluster)
 
     def compute() -> StageResult:
-        answers = teacher_scores(cluster.teacher, synthesis.iterates, replayed, config.teacher, task.compute)
+        answers = task.call(
+            teacher_scores,
+            *(cluster.teacher, synthesis.iterates, replayed, config.teacher, task.compute),
+            check=check,
+        )
         plain, adapted = (torch.stack([scores[t] for t in replayed]) for scores in answers)
         return StageResult({"plain": plain, "adapted": adapted})
 

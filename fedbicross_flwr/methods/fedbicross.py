@@ -172,7 +172,7 @@ def replay(
         ]
         done = round * len(order)
         history = optimise(
-            targets, sources, order, iterations, done, total, generators, after_step, task.workers
+            targets, sources, order, iterations, done, total, generators, after_step, task.workers, task.call
         )
         check_finite(targets, history)
         tensors = {"weights": history}

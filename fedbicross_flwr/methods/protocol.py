@@ -19,6 +19,7 @@ from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state
+from fedbicross_flwr.parallel import Call, call_here
 from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages
@@ -82,20 +83,43 @@ class Unkept:
         return compute()
 
 
+class Elsewhere(Protocol):
+    """Other processes that take pieces of the server's work, such as `fedbicross_flwr.ray_tasks.RayTasks`."""
+
+    @property
+    def count(self) -> int:
+        """Return how many pieces at once."""
+
+    @property
+    def call(self) -> Call:
+        """Return what calls one of them."""
+
+
 @dataclass(frozen=True)
 class ServerTask:
-    """What the server's work needs besides the uploads."""
+    """What the server's work needs besides the uploads.
+
+    Without `elsewhere` all of it is done in this process.
+    """
 
     spec: ModelSpec
     config: RunConfig
     compute: Compute
     progress: Progress
     stages: Stages = field(default_factory=Unkept)
+    elsewhere: Elsewhere | None = None
 
     @property
     def workers(self) -> int:
         """Return how many clusters are worked on at once: one an accelerator, or one a CPU core."""
+        if self.elsewhere is not None:
+            return self.elsewhere.count
         return server_threads(self.config.runtime) if self.compute.device.type == "cpu" else 1
+
+    @property
+    def call(self) -> Call:
+        """Return what calls an independent piece of work, such as one cluster's."""
+        return call_here if self.elsewhere is None else self.elsewhere.call
 
     def shaped_by(self, uploads: Sequence[ClientUpload], sections: Sequence[str], *more: object) -> str:
         """Return what stands for all that shapes a stage: uploads, settings, arithmetic, and `more`.

@@ -25,7 +25,6 @@ from fedbicross_flwr.compare.at_once import (
     make_at_once,
     prerequisites,
     share_of,
-    start_ray,
 )
 from fedbicross_flwr.compare.engine import FAILED, Done, Failure, Pace, make_runs
 from fedbicross_flwr.compare.plan import PlannedRun, cells_of, plan_runs
@@ -159,26 +158,6 @@ def test_what_cannot_be_made_at_once_is_refused(tmp_path: Path) -> None:
         check_jobs(certain, False, 2)
     check_jobs(runs, False, 2)
     check_jobs(certain, True, 1)
-
-
-@pytest.mark.parametrize(("failures", "tries"), [(1, 2), (9, 2)], ids=["once", "always"])
-def test_ray_is_started_a_second_time_and_no_more(
-    failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: list[int] = []
-
-    def init(**settings: Any) -> None:
-        tried.append(settings["num_cpus"])
-        if len(tried) <= failures:
-            raise TimeoutError("The current node timed out during startup.\nMore of it.")
-
-    monkeypatch.setattr("ray.init", init)
-    if failures < tries:
-        start_ray(3, "unused")
-    else:
-        with pytest.raises(FedBiCrossError, match=r"did not start \(The .* startup\.\).*leave out --jobs"):
-            start_ray(3, "unused")
-    assert tried == [3] * tries
 
 
 # --- on Ray

@@ -28,6 +28,7 @@ LOCAL = {
     "deployment.personal_window",
     "runtime.reply_timeout",
     "runtime.server_threads",
+    "runtime.server_tasks",
     "runtime.tracker",
 }
 

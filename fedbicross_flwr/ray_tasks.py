@@ -1,0 +1,249 @@
+"""Ray for this project's own work: a machine of one's own, and a stage's pieces as tasks on its accelerators.
+
+Flower's simulation has its Ray too. Where that is running, the tasks are its.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.parallel import Check, Step, call_here
+
+Result = TypeVar("Result")
+
+LONGEST_BASE = 20
+"""Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
+PATIENCE = 0.2
+"""Seconds between two looks at what a task has reported."""
+
+
+@contextmanager
+def own_ray(cpus: int, **options: Any) -> Iterator[None]:
+    """Start a Ray of one's own on this machine; on leaving, for whatever reason, all its processes end.
+
+    Parameters
+    ----------
+    cpus : int
+        Tasks at once that ask for a core.
+    **options
+        Further ones of ``ray.init``.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it does not start, also not the second time: it gives its processes half a minute, which a busy
+        machine may miss once.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Not above: it takes seconds, and few runs need it.
+    import ray
+
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > LONGEST_BASE and os.access("/tmp", os.W_OK | os.X_OK):
+        base = Path("/tmp")
+    with tempfile.TemporaryDirectory(prefix="fbx-", dir=base, ignore_cleanup_errors=True) as folder:
+        try:
+            start_ray(num_cpus=cpus, _temp_dir=folder, **options)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def start_ray(tries: int = 2, **options: Any) -> None:
+    """Start Ray on this machine, within some tries.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it does not start.
+    """
+    import ray
+
+    for left in reversed(range(tries)):
+        try:
+            init_ray(**options)
+            return
+        # Ray raises plain exceptions of several kinds.
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise FedBiCrossError(
+                    f"Ray did not start ({first_line(error)}); try again when the machine is less busy, or "
+                    "do without it (--jobs 1, runtime.server_tasks = 1)"
+                ) from error
+
+
+def init_ray(**options: Any) -> None:
+    """Try to start Ray once."""
+    import ray
+
+    with warnings.catch_warnings():
+        # Of what a later Ray will do with accelerators that a task did not ask for.
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is known")
+
+
+def tasks_wanted(runtime: RuntimeConfig, compute: Compute) -> int:
+    """Return how many clusters are worked on at once as tasks of Ray; one means in this process.
+
+    That is ``runtime.server_tasks``; 0 stands for the accelerators, unless the settings name one of them.
+    """
+    if runtime.server_tasks:
+        return runtime.server_tasks
+    named = ":" in runtime.device
+    return 1 if compute.device.type == "cpu" or named else max(torch.accelerator.device_count(), 1)
+
+
+def free_accelerators(compute: Compute) -> float:
+    """Return how many accelerators a running Ray has left; without limit on a CPU, or where none is running.
+
+    A simulation's clients hold theirs from the first round to the last.
+    """
+    if compute.device.type == "cpu" or "ray" not in sys.modules:
+        return math.inf
+    import ray
+
+    if not ray.is_initialized():
+        return math.inf
+    return float(ray.available_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+
+
+class RayTasks:
+    """Calls pieces of work in processes of their own, each with an accelerator, or a core without one.
+
+    Ray is started with the first call, and ended by `close` unless it was running before.
+
+    Parameters
+    ----------
+    count : int
+        Pieces at once.
+    compute : Compute
+        Where this process computes. A task computes on the same kind of device.
+    """
+
+    def __init__(self, count: int, compute: Compute) -> None:
+        self.count = count
+        self.compute = compute
+        self.opened = ExitStack()
+        self.lock = threading.Lock()
+        self.numbers = itertools.count()
+        self.watchers: dict[int, Step] = {}
+
+    def call(
+        self,
+        work: Callable[..., Result],
+        *arguments: Any,
+        after_step: Step = lambda step: None,
+        check: Check = lambda: None,
+    ) -> Result:
+        """Return what `work` returns in a process of its own (see `fedbicross_flwr.parallel.Call`).
+
+        Raises
+        ------
+        FedBiCrossError
+            When the process ended early. What `work` raises is raised here as well.
+        """
+        with self.lock:
+            remote, steps = self.started
+            number = next(self.numbers)
+            self.watchers[number] = after_step
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        task = remote.remote(work, arguments, number, steps)
+        try:
+            done: list[Any] = []
+            while not done:
+                done, _ = ray.wait([task], timeout=PATIENCE)
+                self.tell()
+                check()
+            result: Result = ray.get(task)
+            return result
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise FedBiCrossError(
+                f"a task of Ray ended early ({type(error).__name__}): {first_line(error)}"
+            ) from error
+        finally:
+            # Also when it was given up; what is done heeds it no more.
+            ray.cancel(task, force=True)
+            del self.watchers[number]
+
+    def tell(self) -> None:
+        """Pass on what all tasks have reported so far."""
+        _, steps = self.started
+        with self.lock:
+            for number, step in steps.get_nowait_batch(steps.qsize()):
+                if (after_step := self.watchers.get(number)) is not None:
+                    after_step(step)
+
+    @cached_property
+    def started(self) -> tuple[Any, Any]:
+        """Return `piece` as Ray's remote function, and where tasks report, after Ray was started."""
+        import ray
+        from ray.util.queue import Queue
+
+        if not ray.is_initialized():
+            # Where Flower installed this package only for its own processes.
+            paths = os.pathsep.join(path for path in sys.path if path)
+            environment = {"env_vars": {"PYTHONPATH": paths}}
+            self.opened.enter_context(own_ray(self.count, runtime_env=environment))
+        gpus = 0 if self.compute.device.type == "cpu" else 1
+        # No cores are asked for: a simulation's clients hold them all, and wait while the server works.
+        remote = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(piece)
+        steps = Queue(actor_options={"num_cpus": 0})
+        self.opened.callback(steps.shutdown, force=True)
+        return remote, steps
+
+    def close(self) -> None:
+        """End what was started."""
+        self.opened.close()
+
+
+def piece(work: Callable[..., Result], arguments: tuple[Any, ...], number: int, steps: Any) -> Result:
+    """Do a piece of work in a process of Ray's, on one thread, as it would be done at the server."""
+    torch.set_num_threads(1)
+    return call_here(work, *arguments, after_step=lambda step: steps.put((number, step)))
+
+
+@contextmanager
+def ray_tasks(runtime: RuntimeConfig, compute: Compute) -> Iterator[RayTasks | None]:
+    """Return what calls pieces as tasks of Ray where that is wanted, for as long as it is needed."""
+    count = int(min(tasks_wanted(runtime, compute), free_accelerators(compute)))
+    if count <= 1:
+        yield None
+        return
+    tasks = RayTasks(count, compute)
+    try:
+        yield tasks
+    finally:
+        tasks.close()
