@@ -219,7 +219,7 @@ class RayTasks:
             self.opened.enter_context(own_ray(self.count, runtime_env=environment))
         gpus = 0 if self.compute.device.type == "cpu" else 1
         # No cores are asked for: a simulation's clients hold them all, and wait while the server works.
-        remote = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(piece)
+        remote: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(piece)
         steps = Queue(actor_options={"num_cpus": 0})
         self.opened.callback(steps.shutdown, force=True)
         return remote, steps
