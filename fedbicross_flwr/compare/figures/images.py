@@ -21,7 +21,7 @@ IMAGES_A_ROW = 24
 MOST_OF_A_CLASS = 4
 GAP = 2
 CLASS_GAP = 8
-LEVEL, SLANTED, BETWEEN, BOTTOM = 0.5, 1.0, 0.1, 0.1
+LEVEL, SLANTED, BETWEEN, BOTTOM = 0.28, 1.0, 0.1, 0.1
 """Inches above the first row, for level and for slanted names of classes; between rows; below the last."""
 NAME_SIZE = 8
 
