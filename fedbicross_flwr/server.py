@@ -82,7 +82,7 @@ class Server:
         if config.is_deployment:
             raise FedBiCrossError(
                 f"deployment.sites = {config.deployment.sites!r} names sites, which hold their own data; "
-                "start such a run with flwr run, or leave deployment.sites empty for a simulation"
+                "start such a run with deploy/start-run, or leave deployment.sites empty for a simulation"
             )
         method_named(config.method)
         check_rounds(config, runner)

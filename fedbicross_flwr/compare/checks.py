@@ -1,4 +1,4 @@
-"""Whether the runs of a cell may be compared: their settings, and the clients' models they start from."""
+"""Whether the runs of a cell may be compared: settings, program, and the clients' models they start from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAME = 1e-9
 
 def fairness_notes(cell: CellRuns) -> tuple[str, ...]:
     """Return one sentence for each way in which the one-shot runs of a cell do not compare."""
-    return (*_settings(cell), *_uploads(cell))
+    return (*_settings(cell), *_versions(cell), *_uploads(cell))
 
 
 def shaping_keys() -> frozenset[str]:
@@ -45,6 +45,18 @@ def _settings(cell: CellRuns) -> list[str]:
                 f"do not compare: they differ in {listing(shown)}."
             )
     return notes
+
+
+def _versions(cell: CellRuns) -> list[str]:
+    """Return where finished runs stand beside those of another version of the code."""
+    first: dict[str, str] = {}
+    for run, record in cell.records():
+        if code := record.versions.get("code"):
+            first.setdefault(code, f"{run.variant.name} seed {run.seed}")
+    if len(first) < 2:
+        return []
+    shown = listing([f"{code} ({run}, ...)" for code, run in first.items()])
+    return [f"The runs were made by different versions of this program: {shown}."]
 
 
 def _uploads(cell: CellRuns) -> list[str]:

@@ -10,8 +10,11 @@ import torch
 
 from fedbicross_flwr.config import RunConfig
 
-PARTS = (".", "data", "methods", "models", "runs", "site")
-"""Packages whose modules shape what is kept, or keep it; reports, tables and a deployment's centre do not."""
+PARTS = (
+    *("*.py", "data/*.py", "methods/*.py", "models/*.py", "runs/*.py", "site/*.py"),
+    "compare/central.py",
+)
+"""Modules that shape what is kept, or keep it; reports, tables and a deployment's centre do not."""
 
 
 @cache
@@ -20,8 +23,8 @@ def code_fingerprint() -> str:
     total = hashlib.sha256(str(torch.__version__).encode())
     home = Path(__file__).parents[1]
     for part in PARTS:
-        for file in sorted((home / part).glob("*.py")):
-            total.update(f"|{part}/{file.name}|".encode() + file.read_bytes())
+        for file in sorted(home.glob(part)):
+            total.update(f"|{file.relative_to(home)}|".encode() + file.read_bytes())
     return total.hexdigest()[:16]
 
 

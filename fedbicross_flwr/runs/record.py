@@ -184,8 +184,8 @@ def client_entry(record: ClientRecord, facts: Mapping[str, Any]) -> dict[str, An
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions that a result may depend on."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions that a result may depend on; ``code`` is this package's own, to the letter."""
+    found: dict[str, str | None] = {"code": code_fingerprint(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

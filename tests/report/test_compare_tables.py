@@ -210,6 +210,16 @@ def test_runs_of_other_uploads_or_settings_are_pointed_out(out: Path) -> None:
     assert "Seed 1: fedavg and fedbicross did not start from the same clients' models" in notes
 
 
+def test_runs_of_different_versions_of_the_code_are_pointed_out(out: Path) -> None:
+    files = sorted((out / CELL).glob("*/seed-*/run.json"))
+    for file in files:
+        edit(file, lambda run: run["versions"].update(code="0a0a"))
+    assert not any("versions of this program" in note for note in table_of(out).notes)
+    edit(files[-1], lambda run: run["versions"].update(code="1b1b"))
+    (note,) = [note for note in table_of(out).notes if "versions of this program" in note]
+    assert "0a0a (" in note and f"1b1b ({files[-1].parents[1].name} seed 1, ...)" in note
+
+
 def test_a_client_that_failed_is_named(out: Path) -> None:
     edit(out / CELL / "fedavg" / "seed-0" / "run.json", lambda run: run["clients"][3].update(status="failed"))
     assert "fedavg seed 0 left out client 3, which failed." in table_of(out).notes

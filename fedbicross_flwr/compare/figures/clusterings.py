@@ -28,9 +28,6 @@ from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
 Value = Callable[[CellRuns, str], tuple[float, float] | None]
-TITLES = {name: VARIANTS[name].title for name in CLUSTERINGS} | {
-    "fedbicross": "FedBiCross, clusters by outputs"
-}
 
 
 def draw_clusterings(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
@@ -70,7 +67,9 @@ def draw_clusterings(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         present = [
             name for name in CLUSTERINGS if any(any(c.records(name)) for cs in groups.values() for c in cs)
         ]
-        handles = [handle(TITLES[name], look_of(name, theme, CLUSTERINGS), line=False) for name in present]
+        handles = [
+            handle(VARIANTS[name].title, look_of(name, theme, CLUSTERINGS), line=False) for name in present
+        ]
         legend_below(made, handles, columns=2)
     return made
 

@@ -21,8 +21,8 @@ IMAGES_A_ROW = 24
 MOST_OF_A_CLASS = 4
 GAP = 2
 CLASS_GAP = 8
-LEVEL, SLANTED, BETWEEN, BOTTOM = 0.28, 1.0, 0.1, 0.1
-"""Inches above the first row, for level and for slanted names of classes; between rows; below the last."""
+TOP, LINE, SLANTED, BETWEEN, BOTTOM = 0.12, 0.14, 1.0, 0.1, 0.1
+"""Inches above names of classes, for a line of level ones, for slanted ones; between rows; below the last."""
 NAME_SIZE = 8
 
 
@@ -52,7 +52,7 @@ def draw_images(cell: CellRuns, theme: Theme = LIGHT) -> Figure:
         heights = [width * sheet.shape[0] / sheet.shape[1] for sheet in sheets]
         labels = [label(name, 14) for name in names]
         fits = text_inches(labels, NAME_SIZE) <= 0.95 * width / len(names)
-        above = LEVEL if fits else SLANTED
+        above = TOP + LINE * max(name.count("\n") + 1 for name in labels) if fits else SLANTED
         total = above + sum(heights) + BETWEEN * (len(sheets) - 1) + BOTTOM
         made = Figure(figsize=(WIDTH, total))
         top = total - above

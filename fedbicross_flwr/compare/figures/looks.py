@@ -17,7 +17,7 @@ from fedbicross_flwr.compare.variants import FLOWER, VARIANTS
 from fedbicross_flwr.report.style import DASHES, Theme, label
 
 ORDER = ("fedbicross", "coboosting", "fedisca", "dense", "dafl", "fedavg")
-CLUSTERINGS = ("fedbicross", "fedbicross-parameters", "fedbicross-hierarchical", "fedbicross-pacfl")
+CLUSTERINGS = ("fedbicross", *(name for name, one in VARIANTS.items() if one.group == "clustering"))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 GREY: Mapping[str, tuple[str, str]] = {
     "local-only": ("+", "dotted"),
