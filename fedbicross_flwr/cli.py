@@ -49,7 +49,7 @@ def simulate(
         Path | None, typer.Option(help="Folder of the run; one that was interrupted goes on. [runs/<time>]")
     ] = None,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Without Flower and Ray, client after client.")
+        bool, typer.Option("--in-process", help="Without Flower; clients side by side on a CPU's cores.")
     ] = False,
 ) -> None:
     """Run FedBiCross end to end in a simulated federation, and write its report."""

@@ -303,7 +303,7 @@ class PersonalConfig:
         low=0.0,
         source="Eq. 9: 0",
     )
-    replay_batch: int = setting(32, "synthetic images that join each batch", low=1)
+    replay_batch: int = setting(32, "synthetic images that are rehearsed with each batch", low=2)
     replay_temperature: float = setting(4.0, "temperature of that KL term", above=0.0)
 
 
@@ -333,9 +333,9 @@ class RuntimeConfig:
         shapes_result=False,
     )
     server_tasks: int = setting(
-        0,
-        "clusters that the server works on at once as tasks of Ray, each with an accelerator, or a core "
-        "where there is none; 1: in its own process; 0: one for each accelerator",
+        1,
+        "clusters that the server works on at once as tasks of Ray, each with an accelerator where there are "
+        "any; 1: in its own process; 0: as many as there are accelerators",
         low=0,
         shapes_result=False,
     )
@@ -478,6 +478,12 @@ def check_together(config: RunConfig) -> None:
         )
     if config.data.phantom_channels == 2:
         raise FedBiCrossError("data.phantom_channels = 2: a phantom has 3 channels (RGB) or 1 (grayscale)")
+    device, tasks = config.runtime.device, config.runtime.server_tasks
+    if tasks != 1 and device.partition(":")[2] not in ("", "0"):
+        raise FedBiCrossError(
+            f"runtime.device = {device!r} names one accelerator, and runtime.server_tasks = {tasks} gives "
+            "each cluster one of its own; set auto, or the device without a number, or server_tasks = 1"
+        )
     size = config.inversion.batch_size
     if min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
         raise FedBiCrossError(

@@ -87,7 +87,7 @@ def personalise(data: LabelledImages, shipment: Shipment, own: StateDict, task: 
         All of the client's images; its validation images stay unseen.
     shipment : Shipment
         G_k, from which the personal model starts. Synthetic images that came with it are rehearsed: a few of
-        them are in every batch, with ``personal.replay`` as the weight of KL to the server's teacher.
+        them beside every batch, with ``personal.replay`` as the weight of KL to the server's teacher.
     own : StateDict
         f_i, which never left the client. It and G_k are teachers: frozen and in eval mode. As stage 3 does
         not augment, their answers are computed once.

@@ -17,6 +17,10 @@ class FedBiCrossError(Exception):
     """
 
 
+class MachineError(FedBiCrossError):
+    """Something that the machine did not do, whatever the data and settings: trying again may help."""
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean a, b?)"`` for the known names close to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import os
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ import torch
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.parallel import Check, Step, call_here
 
 Result = TypeVar("Result")
@@ -47,7 +46,7 @@ def own_ray(cpus: int, **options: Any) -> Iterator[None]:
 
     Raises
     ------
-    FedBiCrossError
+    MachineError
         When it does not start, also not the second time: it gives its processes half a minute, which a busy
         machine may miss once.
     """
@@ -71,7 +70,7 @@ def start_ray(tries: int = 2, **options: Any) -> None:
 
     Raises
     ------
-    FedBiCrossError
+    MachineError
         When it does not start.
     """
     import ray
@@ -84,7 +83,7 @@ def start_ray(tries: int = 2, **options: Any) -> None:
         except Exception as error:
             ray.shutdown()
             if not left:
-                raise FedBiCrossError(
+                raise MachineError(
                     f"Ray did not start ({first_line(error)}); try again when the machine is less busy, or "
                     "do without it (--jobs 1, runtime.server_tasks = 1)"
                 ) from error
@@ -114,26 +113,25 @@ def first_line(error: BaseException) -> str:
 def tasks_wanted(runtime: RuntimeConfig, compute: Compute) -> int:
     """Return how many clusters are worked on at once as tasks of Ray; one means in this process.
 
-    That is ``runtime.server_tasks``; 0 stands for the accelerators, unless the settings name one of them.
+    That is ``runtime.server_tasks``; 0 stands for the accelerators, where there are any. Where a simulation's
+    clients hold accelerators, which they do from the first round to the last, the server keeps to its own.
     """
-    if runtime.server_tasks:
-        return runtime.server_tasks
-    named = ":" in runtime.device
-    return 1 if compute.device.type == "cpu" or named else max(torch.accelerator.device_count(), 1)
+    count = runtime.server_tasks
+    if compute.device.type == "cpu":
+        return max(count, 1)
+    return 1 if accelerators_are_held() else min(count or sys.maxsize, torch.accelerator.device_count())
 
 
-def free_accelerators(compute: Compute) -> float:
-    """Return how many accelerators a running Ray has left; without limit on a CPU, or where none is running.
-
-    A simulation's clients hold theirs from the first round to the last.
-    """
-    if compute.device.type == "cpu" or "ray" not in sys.modules:
-        return math.inf
+def accelerators_are_held() -> bool:
+    """Return whether a Ray is running of whose accelerators any is taken."""
+    if "ray" not in sys.modules:
+        return False
     import ray
 
     if not ray.is_initialized():
-        return math.inf
-    return float(ray.available_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+        return False
+    free, all_there_are = ray.available_resources(), ray.cluster_resources()
+    return bool(free.get("GPU", 0.0) < all_there_are.get("GPU", 0.0))
 
 
 class RayTasks:
@@ -152,10 +150,13 @@ class RayTasks:
     def __init__(self, count: int, compute: Compute) -> None:
         self.count = count
         self.compute = compute
-        self.opened = ExitStack()
         self.lock = threading.Lock()
         self.numbers = itertools.count()
         self.watchers: dict[int, Step] = {}
+        self.opened = ExitStack()
+        # Ray's processes end with the thread that started them, so it must be one that outlives every piece.
+        self.keeper = ThreadPoolExecutor(1)
+        self.start: Future[tuple[Any, Any]] | None = None
 
     def call(
         self,
@@ -168,56 +169,65 @@ class RayTasks:
 
         Raises
         ------
-        FedBiCrossError
-            When the process ended early. What `work` raises is raised here as well.
+        MachineError
+            When Ray does not start, or the process ended early. What `work` raises is raised here as well.
         """
-        with self.lock:
-            remote, steps = self.started
-            number = next(self.numbers)
-            self.watchers[number] = after_step
+        remote, steps = self.started(check)
         import ray
         from ray.exceptions import RayError, RayTaskError
 
+        number = next(self.numbers)
+        self.watchers[number] = after_step
         task = remote.remote(work, arguments, number, steps)
         try:
             done: list[Any] = []
             while not done:
                 done, _ = ray.wait([task], timeout=PATIENCE)
-                self.tell()
+                self.tell(steps)
                 check()
             result: Result = ray.get(task)
             return result
         except RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from (None if isinstance(error.cause, FedBiCrossError) else error)
         except RayError as error:
-            raise FedBiCrossError(
+            raise MachineError(
                 f"a task of Ray ended early ({type(error).__name__}): {first_line(error)}"
             ) from error
         finally:
-            # Also when it was given up; what is done heeds it no more.
-            ray.cancel(task, force=True)
             del self.watchers[number]
+            # It was given up, or is done and heeds it no more. Without Ray it is gone already.
+            with suppress(RayError):
+                ray.cancel(task, force=True)
 
-    def tell(self) -> None:
+    def tell(self, steps: Any) -> None:
         """Pass on what all tasks have reported so far."""
-        _, steps = self.started
         with self.lock:
             for number, step in steps.get_nowait_batch(steps.qsize()):
                 if (after_step := self.watchers.get(number)) is not None:
                     after_step(step)
 
-    @cached_property
-    def started(self) -> tuple[Any, Any]:
-        """Return `piece` as Ray's remote function, and where tasks report, after Ray was started."""
+    def started(self, check: Check) -> tuple[Any, Any]:
+        """Return what `begin` gave, once for all callers."""
+        with self.lock:
+            if self.start is None:
+                self.start = self.keeper.submit(self.begin)
+        while not self.start.done():
+            wait([self.start], timeout=PATIENCE)
+            check()
+        return self.start.result()
+
+    def begin(self) -> tuple[Any, Any]:
+        """Start Ray, unless it is running; return `piece` as a remote function, and where tasks report."""
         import ray
         from ray.util.queue import Queue
 
+        gpus = 0 if self.compute.device.type == "cpu" else 1
         if not ray.is_initialized():
             # Where Flower installed this package only for its own processes.
             paths = os.pathsep.join(path for path in sys.path if path)
             environment = {"env_vars": {"PYTHONPATH": paths}}
-            self.opened.enter_context(own_ray(self.count, runtime_env=environment))
-        gpus = 0 if self.compute.device.type == "cpu" else 1
+            running = own_ray(self.count, num_gpus=gpus * self.count, runtime_env=environment)
+            self.opened.enter_context(running)
         # No cores are asked for: a simulation's clients hold them all, and wait while the server works.
         remote: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(piece)
         steps = Queue(actor_options={"num_cpus": 0})
@@ -226,7 +236,8 @@ class RayTasks:
 
     def close(self) -> None:
         """End what was started."""
-        self.opened.close()
+        self.keeper.submit(self.opened.close).result()
+        self.keeper.shutdown()
 
 
 def piece(work: Callable[..., Result], arguments: tuple[Any, ...], number: int, steps: Any) -> Result:
@@ -238,7 +249,7 @@ def piece(work: Callable[..., Result], arguments: tuple[Any, ...], number: int, 
 @contextmanager
 def ray_tasks(runtime: RuntimeConfig, compute: Compute) -> Iterator[RayTasks | None]:
     """Return what calls pieces as tasks of Ray where that is wanted, for as long as it is needed."""
-    count = int(min(tasks_wanted(runtime, compute), free_accelerators(compute)))
+    count = tasks_wanted(runtime, compute)
     if count <= 1:
         yield None
         return

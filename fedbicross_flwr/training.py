@@ -199,7 +199,7 @@ def fit(
         model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
     factor = SCHEDULES[recipe.schedule]
-    layers = batch_norms(model)
+    apart = SourceStatistics(batch_norms(model))
     for epoch in epochs or range(recipe.epochs):
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * factor(epoch / recipe.epochs)
@@ -213,7 +213,7 @@ def fit(
             optimiser.zero_grad(set_to_none=True)
             logits = compute.logits(model, compute.images(batch))
             if companions is not None:
-                with SourceStatistics(layers).record(0.0):
+                with apart.record(0.0):
                     beside = compute.logits(model, compute.images(companions()))
                 logits = torch.cat([logits, beside])
             last = loss(logits, rows)

@@ -16,7 +16,7 @@ from fedbicross_flwr.centre.registry import SiteRegistry
 from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_between, seconds_since
 from fedbicross_flwr.centre.uploads import SiteUploads
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.federated_data import SiteFederation
 from fedbicross_flwr.methods import ServerOutcome, method_named
 from fedbicross_flwr.methods.flower_rounds import is_flower
@@ -113,6 +113,8 @@ class SiteServer(SiteUploads):
             return
         try:
             self.run_method()
+        except MachineError:
+            raise
         except FedBiCrossError as error:
             used = {one.client for one in self.method_uploads()}
             flags = {one.client: one.flags for one in self.roster.sites if one.flags and one.client in used}

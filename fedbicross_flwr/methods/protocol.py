@@ -127,7 +127,8 @@ class ServerTask:
         `sections` are those of the configuration that the stage reads; `more` is told by its ``repr``.
         """
         settings = {k: v for k, v in self.config.shaping().items() if k.split(".")[0] in sections}
-        arithmetic = (self.compute.device.type, self.compute.precision, self.config.seed, self.spec)
+        compute = self.compute
+        arithmetic = (compute.device.type, compute.precision, compute.compiled, self.config.seed, self.spec)
         models = [(upload.client, upload.num_samples, upload.digest) for upload in uploads]
         text = repr((models, sorted(settings.items()), arithmetic, more))
         return hashlib.sha256(text.encode()).hexdigest()

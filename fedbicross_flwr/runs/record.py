@@ -22,6 +22,7 @@ from fedbicross_flwr.federated_data import Federation
 from fedbicross_flwr.inversion import DIAGNOSTICS
 from fedbicross_flwr.methods import Findings
 from fedbicross_flwr.rows import Row
+from fedbicross_flwr.runs.code_version import code_fingerprint
 from fedbicross_flwr.site.store import RowScores
 
 if TYPE_CHECKING:

@@ -18,11 +18,10 @@ from fedbicross_flwr.data.folder import GRAY_MODES, FolderSource, check_image
 from fedbicross_flwr.data.npz import array_names, read_array, read_header
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.site.store import PERSONAL
 
 CHUNK: Final = 2048
 """Images that are held and predicted at a time."""
-
-PERSONAL: Final = "personal.safetensors"
 
 
 @dataclass(frozen=True)

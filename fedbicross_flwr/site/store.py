@@ -7,6 +7,7 @@ it was written with fits: settings, data and, for the personal model, the cluste
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class SiteStore:
     class_names : tuple of str
         Written into the model files.
     cache : Path, optional
-        A folder that several runs share: f_i and its scores are kept there instead, under their key.
+        A folder that several runs share: f_i and its scores are kept there instead, under their key, and it
+        is noted there where the personal models are.
     """
 
     folder: Path
@@ -107,11 +109,12 @@ class SiteStore:
         What another run of a shared cache did under this key is copied.
         """
         scores = personal_in(self.folder, key)
-        if scores is None and (other := self.noted_folder(local, key)):
-            scores = personal_in(other, key)
-            if scores is not None:
+        if scores is None and (other := self.noted_folder(local, key)) and personal_in(other, key):
+            # That run may be removed at this very moment; what was copied is what is looked at.
+            with suppress(OSError):
                 for name in (PERSONAL, SCORES):
                     write_bytes(self.folder / name, (other / name).read_bytes())
+            scores = personal_in(self.folder, key)
         return scores
 
     def personal_note(self, local: str, key: str) -> Path:
