@@ -130,8 +130,9 @@ def accelerators_are_held() -> bool:
 
     if not ray.is_initialized():
         return False
-    free, all_there_are = ray.available_resources(), ray.cluster_resources()
-    return bool(free.get("GPU", 0.0) < all_there_are.get("GPU", 0.0))
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    every = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return bool(free.get("GPU", 0.0) < every.get("GPU", 0.0))
 
 
 class RayTasks:
