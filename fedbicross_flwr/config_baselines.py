@@ -50,7 +50,16 @@ class DaflConfig:
     momentum: float = setting(0.9, "momentum of SGD, student", low=0.0, high=0.9999, source="DAFL")
     weight_decay: float = setting(5e-4, "weight decay of SGD, student", low=0.0, source="DAFL")
     schedule: str = setting(
-        "constant", "both learning rates over the epochs", choices=("step", "cosine", "constant")
+        "dafl",
+        "the student's learning rate over the epochs; `dafl`: x0.1 at 40 %, x0.01 at 80 %",
+        choices=("dafl", "step", "cosine", "constant"),
+        source="DAFL",
+    )
+    output: str = setting(
+        "tanh_batch_norm",
+        "the generator's last layer; `sigmoid` gives pixels from the range that real ones have",
+        choices=("tanh_batch_norm", "sigmoid"),
+        source="DAFL",
     )
     aggregation: str = setting("logits", "how the uploads answer together", choices=AGGREGATIONS)
     student_init: str = setting("random", "where the student starts", choices=STARTS)
@@ -91,7 +100,10 @@ class FedIscaConfig:
     batch_size: int = setting(256, "images", low=2, source="FedISCA")
     inversion_lr: float = setting(0.05, "learning rate of Adam, images", above=0.0, source="FedISCA")
     jitter: int = setting(2, "pixels that images are rolled by", low=0, high=14, source="FedISCA")
-    tv_weight: float = setting(2.5e-5, "weight of total variation (L2 norms)", low=0.0, source="FedISCA")
+    tv: str = setting(
+        "norm", "total variation, as for `inversion.tv`", choices=("norm", "mean_square"), source="FedISCA"
+    )
+    tv_weight: float = setting(2.5e-5, "weight of total variation", low=0.0, source="FedISCA")
     bn_weight: float = setting(
         10.0, "weight of the BatchNorm term, summed over clients", low=0.0, source="FedISCA"
     )
@@ -105,8 +117,12 @@ class FedIscaConfig:
         0.9, "momentum of its BatchNorm statistics", low=0.0, high=0.9999, source="FedISCA"
     )
     temperature: float = setting(20.0, "temperature of the distillation", above=0.0, source="FedISCA")
-    lr: float = setting(
-        1e-3, "learning rate of SGD, student; x0.1 at 50 %, x0.01 at 75 %", above=0.0, source="FedISCA"
+    lr: float = setting(1e-3, "learning rate of SGD, student", above=0.0, source="FedISCA")
+    schedule: str = setting(
+        "step",
+        "of that rate over all steps; `step`: x0.1 at 50 %, x0.01 at 75 %",
+        choices=("step", "cosine", "constant"),
+        source="FedISCA",
     )
     momentum: float = setting(0.9, "momentum of SGD, student", low=0.0, high=0.9999, source="FedISCA")
     weight_decay: float = setting(5e-4, "weight decay of SGD, student", low=0.0, source="FedISCA")

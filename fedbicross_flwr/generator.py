@@ -88,6 +88,8 @@ class Generator(nn.Module):
         Channels before the last convolution; the layers before have twice as many.
     size : int, default 28
         Height and width of the images, a multiple of four.
+    eps : float, default 1e-5
+        Of the BatchNorm layers behind the first two convolutions.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Generator(nn.Module):
         random: torch.Generator,
         width: int = 64,
         size: int = 28,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         corner = size // 4
@@ -109,11 +112,11 @@ class Generator(nn.Module):
                 nn.BatchNorm2d(2 * width),
                 nn.Upsample(scale_factor=2),
                 nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-                nn.BatchNorm2d(2 * width),
+                nn.BatchNorm2d(2 * width, eps),
                 nn.LeakyReLU(0.2, inplace=True),
                 nn.Upsample(scale_factor=2),
                 nn.Conv2d(2 * width, width, 3, padding=1),
-                nn.BatchNorm2d(width),
+                nn.BatchNorm2d(width, eps),
                 nn.LeakyReLU(0.2, inplace=True),
                 nn.Conv2d(width, channels, 3, padding=1),
             )

@@ -5,9 +5,10 @@ the student's.
 
 1. A fresh generator and its z make one batch for random labels y, by 30 steps of Adam (gradient norm at most
    10) on hard samples: mean[(1 - p_y)^h CE(s, y)] with p = softmax(s) detached, minus KL(s || g) at
-   temperature 3, plus ``bn_weight`` (default 0) times R_BN. The step with the lowest loss joins the pool.
-2. From the second epoch on, one sweep over the pool moves the weights, which start at 1/n:
-   w <- clip(w - .01 * .99^e sign(grad_w CE(s, y)), 0, 1).
+   temperature 3, plus ``bn_weight`` (default 0) times R_BN. The step with the lowest loss joins the pool,
+   after part 2.
+2. From the second epoch on, one sweep over the pool of the epochs before, as in the released code, moves the
+   weights, which start at 1/n: w <- clip(w - .01 * .99^e sign(grad_w CE(s, y)), 0, 1).
 3. The student takes one pass over the pool. Each batch is made harder on the fly, for u ~ U(-1, 1)^(B x C):
    x <- x + (8/255) sign(grad_x sum u softmax(s(x) / 4)). The loss is KL(s || g) at temperature 4, times its
    square; SGD follows a cosine, with the same bound on the gradient.
@@ -94,7 +95,6 @@ def boost_and_distil(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple
         student.eval()
         random = torch_generator(seed, "coboosting/synthesis", round=epoch)
         images, labels, lowest = synthesise(loss, config, task.spec, random, compute, config.clip)
-        pool.add(images, labels, ensemble, compute)
         if epoch:
             sweep = torch_generator(seed, "coboosting/weights", round=epoch)
             size = config.weight_step * config.weight_decay_rate**epoch
@@ -103,6 +103,7 @@ def boost_and_distil(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple
                 ensemble.weights = stepped_weights(
                     ensemble.weights, pool.logits[:, rows], pool.labels[rows], size
                 )
+        pool.add(images, labels, ensemble, compute)
         sgd.param_groups[0]["lr"] = config.lr * SCHEDULES["cosine"](epoch / config.epochs)
         order = torch_generator(seed, "coboosting/distillation", round=epoch)
         directions = torch_generator(seed, "coboosting/perturbation", round=epoch)

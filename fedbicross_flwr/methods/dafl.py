@@ -2,21 +2,25 @@
 
 At each step the generator G makes a fresh batch x = G(z), z ~ N(0, 1), and minimises ::
 
-    one_hot * CE(s, argmax s) + entropy * sum_c p_c log p_c - activation * mean |f|
+    one_hot * CE(s, argmax s) + entropy * sum_c p_c log10 p_c - activation * mean |f|
 
 where s are the ensemble's scores, p is the batch mean of softmax(s) and f are the penultimate features:
 answers should be sure, classes equally frequent, features strong. The student minimises
 KL(ensemble || student) on the same images, detached. Defaults are the published CIFAR settings
-(`DaflConfig`).
+(`DaflConfig`). From the released code, which the paper does not contradict: the logarithm to base ten, an
+epsilon of .8 in the BatchNorm layers behind the generator's first two convolutions, and the student's
+learning rate, which falls at 40 % and 80 % of the epochs while the generator's stays.
 
 The method is published for one teacher. For an ensemble, features are averaged over the uploads, and scores
-are combined as ``dafl.aggregation`` says (default: mean of logits). Both learning rates follow
-``dafl.schedule``. The generator's Adam has PyTorch's default betas, and its layers PyTorch's initial weights.
+are combined as ``dafl.aggregation`` says (default: mean of logits). The generator's Adam has PyTorch's
+default betas, and its layers PyTorch's initial weights. Its images have mean 0 and deviation 1 in each
+channel, which is how the released code normalises CIFAR; real pixels are from [-1, 1] here, and with
+``dafl.output = "sigmoid"`` the generator's are as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -32,6 +36,13 @@ from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, Server
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import SCHEDULES
+
+EPSILON = 0.8
+"""Of the generator's BatchNorm layers: the released code's second argument."""
+STUDENT_SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    **SCHEDULES,
+    "dafl": lambda done: 1.0 if done < 0.4 else 0.1 if done < 0.8 else 0.01,
+}
 
 
 class Classifier(Protocol):
@@ -60,19 +71,15 @@ def train_together(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple[n
     ensemble = Ensemble([task.load(upload.state) for upload in uploads], config.aggregation)
     student = start_student(config.student_init, uploads, task)
     weights = torch_generator(seed, "dafl/generator")
-    shape = (config.latent, task.spec.channels, "tanh_batch_norm", "uniform", weights, config.generator_width)
-    generator = compute.place(Generator(*shape))
+    shape = (config.latent, task.spec.channels, config.output, "uniform", weights, config.generator_width)
+    generator = compute.place(Generator(*shape, eps=EPSILON))
     adam = torch.optim.Adam(generator.parameters(), config.generator_lr)
     sgd = torch.optim.SGD(
         student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     images = scores = torch.zeros(())
     for epoch in range(config.epochs):
-        factor = SCHEDULES[config.schedule](epoch / config.epochs)
-        adam.param_groups[0]["lr"], sgd.param_groups[0]["lr"] = (
-            config.generator_lr * factor,
-            config.lr * factor,
-        )
+        sgd.param_groups[0]["lr"] = config.lr * STUDENT_SCHEDULES[config.schedule](epoch / config.epochs)
         random = torch_generator(seed, "dafl/z", round=epoch)
         for _ in range(config.steps):
             z = torch.randn(config.batch_size, config.latent, generator=random).to(compute.device)
@@ -105,7 +112,7 @@ def generator_loss(scores: Tensor, features: Tensor, config: DaflConfig) -> Tens
     mean = F.softmax(scores, 1).mean(0)
     # A floor, so that a class which no image is given (p = 0 in float32) has no infinite logarithm.
     mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)
-    negative_entropy = (mean * mean.log()).sum()
+    negative_entropy = (mean * mean.log10()).sum()
     sure = config.one_hot * one_hot
     strong = config.activation * features.abs().mean()
     loss: Tensor = sure + config.entropy * negative_entropy - strong

@@ -178,20 +178,20 @@ def distil(epoch: int, ensemble: Ensemble, synthesis: Synthesis, student: Studen
     teacher, adapted = teacher_scores(ensemble, synthesis.iterates, order, teacher_config(settings), compute)
     for done, t in enumerate(order, start=epoch * settings.steps):
         images = load(synthesis.iterates, t, compute)
-        lr = settings.lr * SCHEDULES["step"](done / total)
+        lr = settings.lr * SCHEDULES[settings.schedule](done / total)
         student.step(images, teacher[t], adapted[t], noise_share(t, settings.steps), lr)
         task.progress.advance("distillation", done + 1, total)
 
 
 def inversion_config(settings: FedIscaConfig) -> InversionConfig:
-    """Return FedISCA's inversion: L2 norms as total variation, the BatchNorm term summed over clients."""
+    """Return FedISCA's inversion, with the BatchNorm term summed over clients."""
     return InversionConfig(
         iterations=settings.steps,
         batch_size=settings.batch_size,
         lr=settings.inversion_lr,
         labels="balanced",
         jitter=settings.jitter,
-        tv="norm",
+        tv=settings.tv,
         tv_weight=settings.tv_weight,
         bn_weight=settings.bn_weight,
         bn_models="sum",

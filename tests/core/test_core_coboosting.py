@@ -200,14 +200,14 @@ def test_three_epochs_as_the_paper_has_them(weight_step: float) -> None:
             torch.nn.utils.clip_grad_norm_(trained, 10.0)
             adam.step()
             tried.append((float(loss.detach()), images.detach().clone()))
-        images_of = torch.cat([images_of, min(tried, key=lambda pair: pair[0])[1]])
-        labels_of = torch.cat([labels_of, labels])
         if epoch > 0:
             for rows in batches(len(labels_of), 6, torch_generator(5, "coboosting/weights", round=epoch)):
                 with torch.no_grad():
                     logits = torch.stack([teacher(images_of[rows]) for teacher in teachers])
                 sign = plain_gradient(weights, logits, labels_of[rows]).sign()
                 weights = (weights - weight_step * 0.5**epoch * sign).clamp(0, 1)
+        images_of = torch.cat([images_of, min(tried, key=lambda pair: pair[0])[1]])
+        labels_of = torch.cat([labels_of, labels])
         student.train()
         sgd.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2
         directions = torch_generator(5, "coboosting/perturbation", round=epoch)

@@ -28,7 +28,7 @@ from fedbicross_flwr.config_baselines import DaflConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.generator import Generator
-from fedbicross_flwr.methods.dafl import answer_with_features, dafl, generator_loss
+from fedbicross_flwr.methods.dafl import STUDENT_SCHEDULES, answer_with_features, dafl, generator_loss
 from fedbicross_flwr.methods.student import start_student
 from fedbicross_flwr.models import load_state, state_of
 from fedbicross_flwr.seeds import torch_generator
@@ -59,7 +59,7 @@ def test_generator_loss_by_hand() -> None:
     p = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
     features = np.array([[1.0, -2.0], [3.0, 0.0]])
     mean = p.mean(0)
-    one_hot, entropy = -np.log([0.7, 0.6]).mean(), (mean * np.log(mean)).sum()
+    one_hot, entropy = -np.log([0.7, 0.6]).mean(), (mean * np.log10(mean)).sum()
     config = DaflConfig(one_hot=0.3, entropy=2.0, activation=0.5)
     value = generator_loss(torch.tensor(p).log(), torch.tensor(features), config)
     assert float(value) == pytest.approx(0.3 * one_hot + 2.0 * entropy - 0.5 * 1.5, rel=1e-6)
@@ -106,11 +106,13 @@ def test_two_epochs_as_the_paper_has_them() -> None:
     uploads, task = trained_uploads(), server_task(seed=5, **QUICK | {"dafl__schedule": "cosine"})
     config, teachers = task.config.dafl, plain_teachers(uploads)
     student = start_student("random", uploads, task)
-    generator = Generator(5, 1, "tanh_batch_norm", "uniform", torch_generator(5, "dafl/generator"), 2)
+    generator = Generator(
+        5, 1, "tanh_batch_norm", "uniform", torch_generator(5, "dafl/generator"), 2, eps=0.8
+    )
     adam = torch.optim.Adam(generator.parameters(), 0.02)
     sgd = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
     for epoch in range(2):
-        adam.param_groups[0]["lr"], sgd.param_groups[0]["lr"] = (0.02, 0.05) if epoch == 0 else (0.01, 0.025)
+        sgd.param_groups[0]["lr"] = 0.05 if epoch == 0 else 0.025
         random = torch_generator(5, "dafl/z", round=epoch)
         for _ in range(2):
             images = generator(torch.randn(6, 5, generator=random))
@@ -118,7 +120,7 @@ def test_two_epochs_as_the_paper_has_them() -> None:
             features = torch.stack([features_of(teacher, images) for teacher in teachers]).mean(0)
             mean = scores.softmax(1).mean(0)
             loss = config.one_hot * plain_cross_entropy(scores, scores.argmax(1)).mean()
-            loss = loss + config.entropy * (mean * mean.log()).sum()
+            loss = loss + config.entropy * (mean * mean.log10()).sum()
             loss = loss - config.activation * features.abs().mean()
             distillation = plain_kl(scores.detach(), student(images.detach()), 1.0).mean()
             for optimiser, value in ((adam, loss), (sgd, distillation)):
@@ -130,6 +132,18 @@ def test_two_epochs_as_the_paper_has_them() -> None:
     seen, labels = outcome.findings.synthetic[0]
     torch.testing.assert_close(seen, images.detach(), rtol=1e-3, atol=1e-3)
     assert torch.equal(labels, scores.argmax(1))
+
+
+def test_the_student_s_rate_falls_at_two_fifths_and_four_fifths() -> None:
+    rate = STUDENT_SCHEDULES["dafl"]
+    assert [rate(epoch / 10) for epoch in range(10)] == [1.0] * 4 + [0.1] * 4 + [0.01] * 2
+
+
+@pytest.mark.parametrize(("output", "most"), [("sigmoid", 1.0), ("tanh_batch_norm", 9.0)])
+def test_images_are_in_the_range_of_real_ones_if_wanted(output: str, most: float) -> None:
+    outcome = dafl(trained_uploads(), server_task(**QUICK | {"dafl__output": output}))
+    seen, _ = outcome.findings.synthetic[0]
+    assert (output == "sigmoid") == bool(seen.abs().max() <= 1.0) and seen.abs().max() <= most
 
 
 def test_promises_of_a_global_method() -> None:
