@@ -60,7 +60,7 @@ private() {
 }
 
 is_loopback() {
-    case "$1" in 127.* | localhost | ::1 | '[::1]') return 0 ;; *) return 1 ;; esac
+    [[ "$1" =~ ^127(\.[0-9]{1,3}){3}$ || "$1" == localhost || "$1" == ::1 || "$1" == '[::1]' ]]
 }
 
 absolute() {
@@ -82,13 +82,18 @@ port_number() {
 }
 
 # Flower reports its use to its makers, asks for updates, and installs an app's dependencies anew for each
-# run: none of it has a place here.
+# run: none of it has a place here. Its parts talk over loopback, which is no proxy's, and nobody may tell the
+# SuperLink from where a connection comes.
 flower_environment() { # flower_environment FOLDER
     local python
     python="$(python_path)" || exit
     mkdir -p "$1/flwr"
     export FLWR_HOME="$1/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
     export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+    local near="${NO_PROXY:-${no_proxy:-}}"
+    export NO_PROXY="${near:+$near,}127.0.0.1,localhost,::1"
+    export no_proxy="$NO_PROXY"
+    unset FORWARDED_ALLOW_IPS
     # Flower starts its own commands by name.
     PATH="$(dirname "$python"):$PATH"
     export PATH

@@ -6,6 +6,7 @@ Flower knows a node by its number alone. ``CENTRE/sites.json`` says which site e
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 from pathlib import Path
@@ -36,15 +37,19 @@ def main() -> int:
     parser.add_argument("--remove", metavar="NODE")
     chosen = parser.parse_args()
     path = chosen.centre / "sites.json"
-    sites: Sites = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if chosen.listing:
-        show(sites, flwr("supernode", "list", chosen.connection)["nodes"])
-    elif chosen.remove:
-        remove(sites, chosen.remove, chosen.connection)
-    else:
-        name, key = chosen.what
-        register(sites, name, Path(key), chosen.connection)
-    write_bytes(path, (json.dumps(sites, indent=1) + "\n").encode())
+    with (chosen.centre / "sites.lock").open("w") as lock:
+        # Two at a time would lose what one of them wrote.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sites: Sites = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if chosen.listing:
+            show(sites, flwr("supernode", "list", chosen.connection)["nodes"])
+            return 0
+        if chosen.remove:
+            remove(sites, chosen.remove, chosen.connection)
+        else:
+            name, key = chosen.what
+            register(sites, name, Path(key), chosen.connection)
+        write_bytes(path, (json.dumps(sites, indent=1) + "\n").encode())
     return 0
 
 

@@ -17,6 +17,7 @@ from flower_cli import as_command, flwr
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
 from fedbicross_flwr.runs.folder import IDENTITY
 from fedbicross_flwr.settings import Scalar, read_toml
@@ -44,10 +45,7 @@ def main() -> int:
     configured = str(settings.get("out", "")) or f"runs/{chosen.config.stem}"
     out = (chosen.out or chosen.centre / Path(configured).expanduser()).resolve()
     settings["out"] = str(out)
-    registry = chosen.centre / "sites.json"
-    # Without authentication a node has a new number at each start, which is in no registry.
-    if registry.exists() and "root-certificates" in (chosen.centre / "flwr" / "config.toml").read_text():
-        settings.setdefault("deployment.registry", str(registry))
+    name_registry(settings, chosen.centre)
     app = find_app()
     check_app(app, settings)
     RunConfig.from_flat(settings)
@@ -55,6 +53,19 @@ def main() -> int:
     run_id = start(app, chosen.connection, settings)
     print(f"run {run_id} started; its folder is {out}", flush=True)
     return wait_for(chosen.connection, run_id) if chosen.wait else wait_for_folder(out, chosen, run_id)
+
+
+def name_registry(settings: dict[str, Scalar], centre: Path) -> None:
+    """Have the server hold names against the registry of keys, unless the SuperLink knows no keys.
+
+    Without authentication a node has a new number at each start, which is in no registry.
+    """
+    if "root-certificates" not in (centre / "flwr" / "config.toml").read_text():
+        return
+    registry = centre / "sites.json"
+    if not registry.exists():
+        write_bytes(registry, b"{}\n")  # nobody is registered yet
+    settings["deployment.registry"] = settings.get("deployment.registry") or str(registry)
 
 
 def refuse_a_second_run(connection: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_TEXT = 600
+
 
 class FedBiCrossError(Exception):
     """A mistake that the user can mend: bad input, an impossible setting, a run that cannot go on.
@@ -19,6 +21,16 @@ class FedBiCrossError(Exception):
 
 class MachineError(FedBiCrossError):
     """Something that the machine did not do, whatever the data and settings: trying again may help."""
+
+
+def harmless(text: str) -> str:
+    """Return a text of foreign origin as one line that a terminal shows and a log can keep.
+
+    Control characters, which may rewrite a screen, become spaces; what is beyond `LONGEST_TEXT` is left out.
+    """
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[: 2 * LONGEST_TEXT])
+    line = " ".join(printable.split())
+    return line if len(line) <= LONGEST_TEXT else f"{line[:LONGEST_TEXT]} ..."
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from fedbicross_flwr.errors import FedBiCrossError
@@ -22,13 +22,11 @@ def write_bytes(path: Path, content: bytes) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            with os.fdopen(handle, "wb") as stream:
+            # Who may read it is the caller's to say, by umask and by the folder.
+            with temporary.open("xb") as stream:
                 stream.write(content)
-            # mkstemp gives a file for its owner only; a report is for whoever may read the run folder.
-            temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

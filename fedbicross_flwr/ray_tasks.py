@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import secrets
 import sys
 import tempfile
 import threading
@@ -29,6 +30,13 @@ Result = TypeVar("Result")
 
 LONGEST_BASE = 20
 """Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
+PRIVATE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+"""Ray runs the functions of whoever reaches it. The second name is Ray's for: on loopback alone, as it is by
+itself on those two systems only."""
 PATIENCE = 0.2
 """Seconds between two looks at what a task has reported."""
 
@@ -50,8 +58,9 @@ def own_ray(cpus: int, **options: Any) -> Iterator[None]:
         When it does not start, also not the second time: it gives its processes half a minute, which a busy
         machine may miss once.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Not above: it takes seconds, and few runs need it.
+    os.environ.update(PRIVATE)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Not above: it takes seconds, few runs need it, and it reads the environment.
     import ray
 
     base = Path(tempfile.gettempdir())

@@ -16,7 +16,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedbicross_flwr.centre.server import SiteServer
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, harmless
 from server_app.nodes import ATTEMPTS, Node, Nodes
 from server_app.site_replies import refusal_in, scores_in, site_in, upload_in
 
@@ -113,10 +113,13 @@ class Deployment:
     def ask_for_upload(self, node: Node, left: float) -> None:
         """Ask a node who it is, and for its upload unless the server has it.
 
-        It is told whose it is, so that it need not train for days to be refused for its name.
+        It is told whose it is, so that it need not train for days to be refused for its name, and of itself
+        alone whether its upload is here; without a registry nobody knows who it is.
         """
         registered = self.server.registry.site_of(node.id)
-        config = ConfigRecord({"received": sorted(self.server.uploads), "registered-as": registered})
+        names = self.server.federation_names
+        received = [one for one in sorted(self.server.uploads) if registered in ("", names[one])]
+        config = ConfigRecord({"received": received, "registered-as": registered})
         self.nodes.ask(node, RecordDict({"config": config}), MessageType.TRAIN, left)
         if node.client is not None and node.client not in self.server.uploads:
             self.server.roster.change(node.client, state="asked", reason="")
@@ -136,8 +139,11 @@ class Deployment:
 
     # --- what comes back
 
-    def take(self, node: Node, message: Message) -> None:
+    def take(self, node: Node, message: Message | str) -> None:
         """Take one answer; whatever is wrong with it concerns its sender alone."""
+        if isinstance(message, str):
+            self.turn_away(node, message)
+            return
         if message.has_error():
             self.take_failure(node, message.error.reason or "no reason given")
             return
@@ -213,7 +219,7 @@ class Deployment:
 
     def leave_out(self, client: int, reason: str) -> None:
         """Go on without a site and say so."""
-        log(WARNING, "site %s is left out: %s", self.server.site(client).site, reason)
+        log(WARNING, "site %s is left out: %s", self.server.site(client).site, harmless(reason))
         self.server.refuse(client, reason)
 
     def turn_away(self, node: Node, reason: str) -> None:
@@ -224,9 +230,9 @@ class Deployment:
     def dismiss(self, node: Node, reason: str) -> None:
         """Say here and to the node why the run does without it."""
         self.note(f"node {node.id} is turned away: {reason}")
-        self.nodes.tell(node, reason)
+        self.nodes.tell(node, harmless(reason))
 
     def note(self, text: str) -> None:
         """Say something here and in the run's folder."""
-        log(WARNING, text)
-        self.server.progress.note(text)
+        log(WARNING, harmless(text))
+        self.server.progress.note(harmless(text))

@@ -23,6 +23,10 @@ GONE = (3, 4, 5)
 REPLY_MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE): the node is asked again when it is back."""
 
 
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What Flower's own code raises at a reply whose parts do not fit; a connection that fails raises others."""
+
+
 @dataclass
 class Node:
     """One node.
@@ -102,14 +106,19 @@ class Nodes:
         content = RecordDict({"config": ConfigRecord({"reason": reason})})
         self.grid.push_messages([Message(content, node.id, f"{MessageType.QUERY}.refused", ttl=3600.0)])
 
-    def answers(self) -> Iterator[tuple[Node, Message]]:
+    def answers(self) -> Iterator[tuple[Node, Message | str]]:
         """Yield the answers that are there; of a node that is gone there is none, and it is free again.
 
         One after the other: Flower drops an answer once it is pulled, so each is dealt with before the next.
+        In the place of one that Flower cannot put together stands what is wrong with it.
         """
         for message_id in list(self.waiting):
-            for message in self.grid.pull_messages([message_id]):
+            try:
+                messages: list[Message | str] = list(self.grid.pull_messages([message_id]))
+            except UNREADABLE as error:
+                messages = [f"its reply cannot be put together ({type(error).__name__})"]
+            for message in messages:
                 node = self.waiting.pop(message_id)
                 node.asked = any(one is node for one in self.waiting.values())
-                if not (message.has_error() and message.error.code in GONE):
+                if isinstance(message, str) or not (message.has_error() and message.error.code in GONE):
                     yield node, message

@@ -29,6 +29,9 @@ LARGEST_LOGIT: Final = 1e4
 FAR: Final = 5.0
 """Robust standard deviations from the median at which an upload is flagged."""
 
+MANY: Final = 10.0
+"""Times the median number of images at which an upload is flagged."""
+
 PROBES_OF_A_KIND: Final = 32
 AMPLITUDES: Final = (0.5, 1.0, 2.0)
 
@@ -73,10 +76,14 @@ def check_sound(client: int, state: StateDict, task: ServerTask) -> None:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What flags are made of, one row an upload: norms (N,), and probabilities on the probes (N, M, C)."""
+    """What flags are made of, one row an upload.
+
+    Norms (N,), probabilities on the probes (N, M, C), and how many images each says that it has (N,).
+    """
 
     norms: Tensor
     answers: Tensor
+    counts: Tensor
 
 
 def find_flags(uploads: Sequence[ClientUpload], task: ServerTask) -> dict[int, list[str]]:
@@ -94,6 +101,7 @@ def find_flags(uploads: Sequence[ClientUpload], task: ServerTask) -> dict[int, l
     evidence = Evidence(
         torch.stack([parameter_norm(one.state, task) for one in uploads]),
         torch.stack(answers).double().cpu(),
+        torch.tensor([float(one.num_samples) for one in uploads], dtype=torch.float64),
     )
     found: dict[int, list[str]] = {}
     for rule in RULES.values():
@@ -143,10 +151,20 @@ def by_single_class(evidence: Evidence) -> dict[int, str]:
     }
 
 
+def by_count(evidence: Evidence) -> dict[int, str]:
+    """Flag a site that says it has far more images than the others: averages weigh by that number."""
+    counts, middle = evidence.counts, float(evidence.counts.median())
+    return {
+        int(index): f"it says that it has {int(counts[index]):,} images, the median is {int(middle):,}"
+        for index in (counts > MANY * middle).nonzero().flatten().tolist()
+    }
+
+
 RULES: Mapping[str, Callable[[Evidence], dict[int, str]]] = {
     "norm": by_norm,
     "agreement": by_agreement,
     "single class": by_single_class,
+    "count": by_count,
 }
 
 

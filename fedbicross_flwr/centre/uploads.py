@@ -16,7 +16,7 @@ from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_since
 from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.data.source import IMAGE_SIZE
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, harmless
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import StateDict, build_model
 from fedbicross_flwr.pacfl import subspace_bytes
@@ -117,6 +117,7 @@ class SiteUploads(Server):
 
     def refuse(self, client: int, reason: str) -> None:
         """Go on without a site, for now, and say why."""
+        reason = harmless(reason)
         self.clients.setdefault(client, ClientRecord(client)).reason = reason
         self.roster.change(client, state="refused", reason=reason)
         self.progress.note(f"site {self.site(client).site} is left out: {reason}")

@@ -61,6 +61,7 @@ def _environment(folder: Path, outer: Mapping[str, str]) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # which is to say: on loopback alone
         "RAY_prestart_worker_first_driver": "0",  # Flower's clients cannot use the workers Ray prestarts
         "TMPDIR": str(folder / "tmp"),
         # Flower starts its own console scripts by name.

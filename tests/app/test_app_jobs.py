@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_processes import processes_of
+from ray_processes import open_to_others, processes_of
 from ray_processes import temporary as temporary
 from small_runs import TINY, read_json, without_report
 
@@ -221,6 +221,7 @@ def test_an_interruption_ends_all_runs_and_leaves_no_process(tmp_path: Path, tem
         while not all(log.exists() and "synthesis" in log.read_text() for log in logs):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
+        assert open_to_others(temporary) == []
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         output, _ = process.communicate(timeout=120)
     finally:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
+import fleet_only
 import numpy as np
 import pytest
+import register_site
 from federation import SCRIPTS
 from fleet_only import FleetOnly
 from split_data import deal_unequally, write_sites
 from starlette.types import Message, Receive, Scope, Send
+from start_run import name_registry
 
 from fedbicross_flwr.data.registry import open_source
+from fedbicross_flwr.settings import Scalar
 
 
 def run(script: str, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
@@ -200,28 +207,92 @@ def test_every_script_explains_itself(script: str) -> None:
         ("/v1/runtime/acquire-task", "198.51.100.9", 403),
         ("/docs", "198.51.100.9", 403),
         ("/v1/control/start-run", "127.0.0.2", 403),
-        ("/v1/control/start-run", "127.0.0.1", 200),
-        ("/v1/runtime/acquire-task", "127.0.0.1", 200),
+        # The server's own address, but from nobody here: a forwarder may say so of anybody.
+        ("/v1/control/start-run", "127.0.0.1", 403),
     ],
 )
 def test_other_machines_reach_what_supernodes_use_and_nothing_else(
     path: str, caller: str, answer: int
 ) -> None:
-    sent: list[int] = []
+    assert answers(path, (caller, 1), ("127.0.0.1", 9443)) == [answer]
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        sent.append(200)
+
+def answers(path: str, client: tuple[str, int], server: tuple[str, int], *chunks: bytes) -> list[int]:
+    """The status that a request gets, by an app that reads all of it."""
+    sent: list[int] = []
+    left = list(chunks)
 
     async def receive() -> Message:
-        return {"type": "http.request"}
+        return {"type": "http.request", "body": left.pop(0) if left else b"", "more_body": bool(left)}
 
     async def send(message: Message) -> None:
         if "status" in message:
             sent.append(message["status"])
 
-    scope = {"type": "http", "path": path, "client": (caller, 50000), "server": ("127.0.0.1", 9443)}
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    scope = {"type": "http", "path": path, "client": client, "server": server}
     asyncio.run(FleetOnly(app)(scope, receive, send))
-    assert sent == [answer]
+    return sent
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the owner of a connection is in /proc")
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_superlink_s_own_user_reaches_everything(
+    family: socket.AddressFamily, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(family) as listener:
+        try:
+            listener.bind((host, 0))
+        except OSError:
+            pytest.skip(f"there is no {host} here")
+        listener.listen()
+        with socket.create_connection(listener.getsockname()[:2]) as caller:
+            ends = caller.getsockname()[:2], caller.getpeername()[:2]
+            assert answers("/v1/control/start-run", *ends) == [200]
+            assert answers("/v1/runtime/acquire-task", *ends) == [200]
+            monkeypatch.setattr(os, "getuid", lambda: 54321)
+            assert answers("/v1/control/start-run", *ends) == [403]
+
+
+def test_a_request_that_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_only, "LARGEST_REQUEST", 1000)
+    ends = ("198.51.100.9", 50000), ("192.0.2.7", 9443)
+    assert answers("/v1/fleet/push-object", *ends, b"a" * 500, b"b" * 500) == [200]
+    assert answers("/v1/fleet/push-object", *ends, b"a" * 500, b"b" * 501, b"c") == [413]
+
+
+@pytest.mark.parametrize("setting", [{}, {"deployment.registry": ""}])
+def test_names_are_held_against_the_keys_where_there_are_keys(
+    tmp_path: Path, setting: dict[str, Scalar]
+) -> None:
+    (tmp_path / "flwr").mkdir()
+    connection = tmp_path / "flwr" / "config.toml"
+    connection.write_text("insecure = true\n")
+    name_registry(setting, tmp_path)
+    assert not setting.get("deployment.registry") and not (tmp_path / "sites.json").exists()
+    connection.write_text('root-certificates = "ca.crt"\n')
+    name_registry(setting, tmp_path)
+    assert setting == {"deployment.registry": str(tmp_path / "sites.json")}
+    assert json.loads((tmp_path / "sites.json").read_text()) == {}
+    own: dict[str, Scalar] = {"deployment.registry": "/srv/keys.json"}
+    name_registry(own, tmp_path)
+    assert own == {"deployment.registry": "/srv/keys.json"}
+
+
+def test_listing_sites_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '{"7": {"site": "north", "fingerprint": "SHA256:x"}}'
+    (tmp_path / "sites.json").write_text(text)
+    monkeypatch.setattr(register_site, "flwr", lambda *words: {"nodes": []})
+    monkeypatch.setattr(sys, "argv", ["register-site", str(tmp_path), "centre", "--list"])
+    assert register_site.main() == 0
+    assert (tmp_path / "sites.json").read_text() == text
+    monkeypatch.setattr(sys, "argv", ["register-site", str(tmp_path), "centre", "--remove", "7"])
+    assert register_site.main() == 0
+    assert json.loads((tmp_path / "sites.json").read_text()) == {}
 
 
 def test_sites_get_unequal_shares_of_all_images(tmp_path: Path) -> None:

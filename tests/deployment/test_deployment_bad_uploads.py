@@ -167,6 +167,30 @@ def test_a_node_that_contradicts_itself_is_turned_away(tmp_path: Path) -> None:
         assert len(node.told) == 1 and "deployment.sites does not have" in node.told[0]
 
 
+@pytest.mark.parametrize("error", [ValueError("no such chunk"), KeyError("child"), IndexError("empty")])
+def test_a_reply_that_flower_cannot_put_together_is_its_sender_s_matter(
+    tmp_path: Path, error: Exception
+) -> None:
+    def fail(reply: Message) -> Message:
+        raise error
+
+    folder, (node,) = with_more(tmp_path, {"odd": fail})
+    assert states(folder)["odd"] == "missing"
+    assert node.told == [f"its reply cannot be put together ({type(error).__name__})"]
+
+
+def test_what_a_site_says_cannot_write_on_the_screen(tmp_path: Path) -> None:
+    words = "no data \x1b]52;c;c2VjcmV0\x07\x1b[2J\n" + "x" * 5000
+
+    def refuse(reply: Message) -> None:
+        reply.content["refusal"] = ConfigRecord({"reason": words})
+
+    folder, _ = with_more(tmp_path, {"loud": spoiled("arrays", refuse)})
+    reason = roster(folder)["loud"]["reason"]
+    assert reason.startswith("no data ]52;c;c2VjcmV0 [2J x") and len(reason) < 700 and reason.isprintable()
+    assert "\x1b" not in (folder / "progress.jsonl").read_text().replace("\\u001b", "\x1b")
+
+
 SCORES: dict[str, dict[str, float]] = {
     "above one": {"personal/local/accuracy": 1.5},
     "incomplete": {"personal/local/accuracy": 0.5},
@@ -212,6 +236,13 @@ def flags_of(states: list[StateDict]) -> dict[int, list[str]]:
 def test_models_that_are_alike_are_not_flagged_nor_are_two_of_them() -> None:
     assert flags_of(trained()) == {}
     assert flags_of([trained()[0], scaled(trained()[1], 9.0)]) == {}
+
+
+def test_a_site_that_says_it_has_far_more_images_is_flagged() -> None:
+    counts = (30, 40, 10**9)
+    uploads = [ClientUpload(index, counts[index], state) for index, state in enumerate(trained())]
+    found = find_flags(uploads, task())
+    assert set(found) == {2} and "says that it has 1,000,000,000 images, the median is 40" in found[2][0]
 
 
 def scaled(state: StateDict, factor: float) -> StateDict:
