@@ -19,6 +19,7 @@ from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
+from fedbicross_flwr.uploads import check_shipment
 
 SERVER_SECTIONS = ("clustering", "inversion", "teacher", "cross_cluster")
 """Settings that no client reads, but for the subspace that PACFL asks for."""
@@ -73,8 +74,9 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
     Raises
     ------
     FedBiCrossError
-        When f_i of round 1 is no longer in the site's store.
+        When f_i of round 1 is no longer in the site's store, or the shipment is none of this federation's.
     """
+    check_shipment(shipment, task.spec)
     local_key = upload_key(images, task)
     own = store.local(local_key)
     if own is None:
@@ -136,7 +138,8 @@ def personal_key(local_key: str, shipment: Shipment, images: ClientImages, task:
     the same.
     """
     settings = {k: v for k, v in task.config.shaping().items() if k.split(".")[0] not in SERVER_SECTIONS}
-    return short_hash(f"{local_key}/{sorted(settings.items())}/{sorted(images.tests)}/{shipment.digest()}")
+    reads = short_hash(f"{local_key}/{sorted(settings.items())}/{sorted(images.tests)}")
+    return f"{reads}/{task.client}/{shipment.digest()}"
 
 
 def short_hash(text: str) -> str:

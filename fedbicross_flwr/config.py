@@ -467,6 +467,11 @@ def hash_settings(settings: Mapping[str, Scalar]) -> str:
 def check_together(config: RunConfig) -> None:
     """Hold settings against each other."""
     check_deployment(config.deployment)
+    if config.is_deployment and config.clustering.by == "pacfl":
+        raise FedBiCrossError(
+            "clustering.by = 'pacfl' has clients send directions of their images, which are the images "
+            "themselves where a class has few: it is for simulations; choose another for a deployment"
+        )
     clusters, clients = config.clustering.clusters, config.num_clients
     if isinstance(clusters, int) and clusters > clients:
         found = f"partition.clients = {clients}"

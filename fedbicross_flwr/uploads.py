@@ -1,4 +1,4 @@
-"""What a server demands of an upload before it touches it, and how many bytes travelled."""
+"""What a server demands of an upload, and a client of a shipment; and how many bytes travelled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.protocol import ClientUpload
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model
+from fedbicross_flwr.shipment import Shipment
 
 
 def check_upload(client: int, state: Mapping[str, Tensor], num_samples: int, spec: ModelSpec) -> None:
@@ -21,15 +22,41 @@ def check_upload(client: int, state: Mapping[str, Tensor], num_samples: int, spe
         When names, shapes or types differ, a value is not finite, a variance is negative, or the sample
         count is not positive. The message says which.
     """
-    with torch.device("meta"):
-        expected = build_model(spec, seed=0).state_dict()
-    problem = (
-        names_problem(state, expected)
-        or next(filter(None, (tensor_problem(name, state[name], expected[name]) for name in expected)), "")
-        or ("" if num_samples > 0 else f"it says it was trained on {num_samples} images")
-    )
+    problem = model_problem(state, spec)
+    if not problem and num_samples <= 0:
+        problem = f"it says it was trained on {num_samples} images"
     if problem:
         raise FedBiCrossError(f"upload of client {client} is refused: {problem}")
+
+
+def check_shipment(shipment: Shipment, spec: ModelSpec) -> None:
+    """Hold what the server sent against the network that the federation agreed on.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the model is another one or has values that it cannot have, or the images to rehearse do not fit.
+    """
+    problem = model_problem(shipment.model, spec)
+    if not problem and shipment.replay is not None:
+        images, scores = shipment.replay.images, shipment.replay.scores
+        if tuple(images.shape[1:]) != (spec.channels, 28, 28) or tuple(scores.shape[1:]) != (
+            spec.num_classes,
+        ):
+            problem = f"images of shape {tuple(images.shape)} and answers of shape {tuple(scores.shape)}"
+        elif not (torch.isfinite(images).all() and torch.isfinite(scores).all()):
+            problem = "images or answers hold values that are not finite"
+    if problem:
+        raise FedBiCrossError(f"what the server sent is refused: {problem}")
+
+
+def model_problem(state: Mapping[str, Tensor], spec: ModelSpec) -> str:
+    """Return what is wrong with a model's tensors, or nothing."""
+    with torch.device("meta"):
+        expected = build_model(spec, seed=0).state_dict()
+    return names_problem(state, expected) or next(
+        filter(None, (tensor_problem(name, state[name], expected[name]) for name in expected)), ""
+    )
 
 
 def check_subspace(client: int, subspace: Tensor | None, spec: ModelSpec, rank: int) -> None:

@@ -29,7 +29,7 @@ from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.runs.folder import to_toml
 from fedbicross_flwr.settings import flatten
 from fedbicross_flwr.shipment import Replay, Shipment
-from fedbicross_flwr.uploads import check_upload
+from fedbicross_flwr.uploads import check_shipment
 
 FORMAT: Final = "fedbicross hand-over 1"
 
@@ -154,7 +154,7 @@ def handover_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> Hand
     replayed = part(tensors, "replay.")
     shipment = Shipment(part(tensors, "model."), Replay.of(replayed) if replayed else None)
     spec, client = ModelSpec(**json.loads(facts["spec"])), int(facts["client"])
-    check_upload(client, shipment.model, 1, spec)
+    check_shipment(shipment, spec)
     return Handover(
         shipment,
         config,

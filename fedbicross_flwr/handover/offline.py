@@ -58,6 +58,7 @@ def personalise(
     config = handover.config
     runtime = dataclasses.replace(config.runtime, device=device or config.runtime.device)
     task = ClientTask(handover.client, handover.spec, config, Compute.of(runtime), progress)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = SiteStore(folder, handover.class_names)
     check_own(handover, data, folder, store.local(upload_key(images, task)) is not None)
     own = first_round(images, task, store)

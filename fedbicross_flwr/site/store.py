@@ -6,6 +6,7 @@ it was written with fits: settings, data and, for the personal model, the cluste
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ class SiteStore:
 
     def personal_note(self, local: str, key: str) -> Path:
         """Return where a shared cache says which run has the personal model of this key."""
-        return self.own(local) / f"personal-{key}.json"
+        return self.own(local) / f"personal-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def noted_folder(self, local: str, key: str) -> Path | None:
         """Return the folder of the run that has the personal model of this key, if one is known."""

@@ -14,9 +14,10 @@ from fedbicross_flwr import in_process
 from fedbicross_flwr.client import ClientImages, first_round
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
+from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask, LocalModel
-from fedbicross_flwr.uploads import check_upload
+from fedbicross_flwr.uploads import check_shipment, check_upload
 
 SPEC = ModelSpec("resnet18", 8, 3, 2, "small")
 
@@ -73,6 +74,33 @@ def test_a_count_of_images_must_be_positive(count: int) -> None:
 
 def test_a_good_upload_passes_whatever_the_order_of_its_tensors() -> None:
     check_upload(0, dict(reversed(state().items())), 1, SPEC)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_shipment_is_refused_as_an_upload_is(kind: str) -> None:
+    spoil, reason = BAD[kind]
+    with pytest.raises(FedBiCrossError, match=f"what the server sent is refused: .*{reason}"):
+        check_shipment(Shipment(spoil(state())), SPEC)
+
+
+IMAGES, SCORES = torch.zeros(4, 3, 28, 28).half(), torch.zeros(4, 8)
+
+
+@pytest.mark.parametrize(
+    ("images", "scores", "reason"),
+    [
+        (IMAGES[:, :1], SCORES, r"images of shape \(4, 1, 28, 28\)"),
+        (IMAGES, SCORES[:, :7], r"answers of shape \(4, 7\)"),
+        (IMAGES / 0.0, SCORES, "not finite"),
+        (IMAGES, SCORES / 0.0, "not finite"),
+    ],
+)
+def test_images_to_rehearse_that_do_not_fit_are_refused(
+    images: torch.Tensor, scores: torch.Tensor, reason: str
+) -> None:
+    check_shipment(Shipment(state(), Replay(IMAGES, SCORES)), SPEC)
+    with pytest.raises(FedBiCrossError, match=f"what the server sent is refused: .*{reason}"):
+        check_shipment(Shipment(state(), Replay(images, scores)), SPEC)
 
 
 def spoil_uploads(patch: pytest.MonkeyPatch, spoiled: dict[int, Callable[[StateDict], StateDict]]) -> None:

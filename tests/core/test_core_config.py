@@ -152,6 +152,12 @@ def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
     assert (changed.fingerprint() == RunConfig.from_flat(base).fingerprint()) is (key in LOCAL)
 
 
+def test_sites_are_not_asked_for_directions_of_their_images() -> None:
+    RunConfig.from_flat({"clustering.by": "pacfl"})
+    with pytest.raises(FedBiCrossError, match=r"clustering.by = 'pacfl' .* it is for simulations"):
+        RunConfig.from_flat({**SITES, "clustering.by": "pacfl"})
+
+
 def test_read_toml_flattens_tables(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('seed = 3\n[partition]\nalpha = inf\n[client]\nschedule = "step"\naugment = true\n')

@@ -181,6 +181,7 @@ def test_the_commands_from_the_key_to_the_scores(command: Fedbicross, tmp_path: 
     key = key_id(read_public_key(tmp_path / "keys" / "signing.pub"))
     assert f"hand-over for client-00, signed with the key {key}" in answer.output
     assert command("card", "--model", tmp_path / "store").status == 0
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700  # what others may not read
 
 
 def personalize(command: Fedbicross, file: Path, key: Path, data: Path, store: Path, *more: str) -> Answer:
