@@ -161,7 +161,7 @@ def test_a_store_that_is_read_only_is_refused(tmp_path: Path, monkeypatch: pytes
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(FedBiCrossError, match=r"cannot write .*store.*Read-only file system"):
         site.open_store()
 
