@@ -58,9 +58,11 @@ def own_ray(cpus: int, **options: Any) -> Iterator[None]:
         When it does not start, also not the second time: it gives its processes half a minute, which a busy
         machine may miss once.
     """
-    os.environ.update(PRIVATE)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Not above: it takes seconds, few runs need it, and it reads the environment.
+    if "ray" not in sys.modules:
+        # Ray reads them when it is imported, and not again: later, its processes would know them and it not.
+        os.environ.update(PRIVATE)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Not above: it takes seconds, and few runs need it.
     import ray
 
     base = Path(tempfile.gettempdir())
