@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.site.store import RowScores, SiteStore
+from fedbicross_flwr.site.store import RowScores, SiteStore, short_hash
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
 from fedbicross_flwr.uploads import check_shipment
 
@@ -140,8 +139,3 @@ def personal_key(local_key: str, shipment: Shipment, images: ClientImages, task:
     settings = {k: v for k, v in task.config.shaping().items() if k.split(".")[0] not in SERVER_SECTIONS}
     reads = short_hash(f"{local_key}/{sorted(settings.items())}/{sorted(images.tests)}")
     return f"{reads}/{task.client}/{shipment.digest()}"
-
-
-def short_hash(text: str) -> str:
-    """Return 16 hexadecimal digits that stand for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

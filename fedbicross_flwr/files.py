@@ -1,13 +1,17 @@
-"""Writing a file so that a reader never meets half of it."""
+"""Writing a file so that a reader never meets half of it; where temporary ones go."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from fedbicross_flwr.errors import FedBiCrossError
+
+LONGEST_BASE = 20
+"""Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -35,6 +39,14 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
         ) from error
     return path
+
+
+def base_for_sockets() -> Path:
+    """Return where to make a temporary folder that Ray's sockets can lie in."""
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > LONGEST_BASE and os.access("/tmp", os.W_OK | os.X_OK):
+        return Path("/tmp")
+    return base
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,12 +23,11 @@ import torch
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
+from fedbicross_flwr.files import base_for_sockets
 from fedbicross_flwr.parallel import Check, Step, call_here
 
 Result = TypeVar("Result")
 
-LONGEST_BASE = 20
-"""Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
 PRIVATE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -65,10 +63,9 @@ def own_ray(cpus: int, **options: Any) -> Iterator[None]:
     # Not above: it takes seconds, and few runs need it.
     import ray
 
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > LONGEST_BASE and os.access("/tmp", os.W_OK | os.X_OK):
-        base = Path("/tmp")
-    with tempfile.TemporaryDirectory(prefix="fbx-", dir=base, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="fbx-", dir=base_for_sockets(), ignore_cleanup_errors=True
+    ) as folder:
         try:
             start_ray(num_cpus=cpus, _temp_dir=folder, **options)
             yield

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from fedbicross_flwr.artifacts import save_model
-from fedbicross_flwr.client import short_hash
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RunConfig, hash_settings
 from fedbicross_flwr.evaluation import Probabilities
@@ -28,7 +27,7 @@ from fedbicross_flwr.runs.record import ClientRecord, write_metrics, write_run
 from fedbicross_flwr.runs.trackers import track
 from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.server_rows import add_row
-from fedbicross_flwr.site.store import SiteStore
+from fedbicross_flwr.site.store import SiteStore, short_hash
 from fedbicross_flwr.training import ClientTask, predict_logits, train_client
 from fedbicross_flwr.uploads import payload_bytes
 

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import base_for_sockets
 from fedbicross_flwr.launch.keeper import MARKER, WORKING_DIRECTORY, Keeper
 
 #: The name of the connection to the private SuperLink, for ``flwr run <app> <connection>``.
 CONNECTION = "private"
 #: How often to look for another free port, and the seconds a SuperLink may take to start.
 PORT_ATTEMPTS, START_SECONDS = 5, 120.0
-# Ray puts sockets about 70 characters below the folder, and a socket's path has about 104.
-_LONGEST_BASE = 20
 
 
 def _console_script(name: str) -> str:
@@ -39,10 +38,7 @@ def _console_script(name: str) -> str:
 
 
 def _private_folder() -> Path:
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > _LONGEST_BASE and os.access("/tmp", os.W_OK | os.X_OK):
-        base = Path("/tmp")
-    folder = Path(tempfile.mkdtemp(prefix="fbx-", dir=base)).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="fbx-", dir=base_for_sockets())).resolve()
     for inside in (WORKING_DIRECTORY, "tmp"):
         (folder / inside).mkdir()
     return folder

@@ -120,7 +120,7 @@ class SiteStore:
 
     def personal_note(self, local: str, key: str) -> Path:
         """Return where a shared cache says which run has the personal model of this key."""
-        return self.own(local) / f"personal-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        return self.own(local) / f"personal-{short_hash(key)}.json"
 
     def noted_folder(self, local: str, key: str) -> Path | None:
         """Return the folder of the run that has the personal model of this key, if one is known."""
@@ -139,6 +139,11 @@ def personal_in(folder: Path, key: str) -> RowScores | None:
     except FedBiCrossError:
         return None
     return read_scores(folder / SCORES, key) if facts.get("key") == key else None
+
+
+def short_hash(text: str) -> str:
+    """Return 16 hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_scores(path: Path, scores: RowScores, key: str) -> None:

@@ -252,9 +252,8 @@ def seconds_of(out: Path, variant: str) -> dict[str, float]:
 def test_ablations_share_synthesis_and_answers(made: Made, tmp_path: Path) -> None:
     out = with_cache_of(made, tmp_path)
     first = shared_stages(out)
-    assert len(first) == 2 * (
-        2 + 2 + 1
-    )  # two seeds; images and answers of two clusters, and what was learned
+    # Two seeds; images and answers of two clusters, and what was learned.
+    assert len(first) == 2 * (2 + 2 + 1)
     found = make(planned(out, "fedbicross-intra,fedbicross-no-clustering"))
     assert found.failures == []
     assert len(shared_stages(out)) == len(first) + 1 + 3  # one ensemble of all has its own images and answers
