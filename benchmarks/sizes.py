@@ -77,6 +77,7 @@ class Sizes:
             "cross_cluster.replay_fraction": 1.0,
             "cross_cluster.replay_order": "in_order",
             "cross_cluster.batch_size": 0,
+            "cross_cluster.normalisation": "source",
             "cross_cluster.sweeps": 1,
             "personal.epochs": self.epochs,
             "personal.lr": 1e-3,

@@ -272,6 +272,13 @@ class CrossClusterConfig:
     batch_size: int = setting(
         32, "images of each source that a step reads, drawn anew; 0 reads all", low=0, source="Algorithm 1: 0"
     )
+    normalisation: str = setting(
+        "mixture",
+        "what BatchNorm normalises together in a step: all sources' images as one `mixture`, as the model "
+        "will see it; or each `source` by itself",
+        choices=("mixture", "source"),
+        source="Algorithm 1: source",
+    )
     sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(
         1,

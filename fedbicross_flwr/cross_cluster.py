@@ -110,58 +110,93 @@ class Target:
         rows = [draw_rows(source.train, self.config.batch_size, generator) for source in sources]
         gradients = self.inner_step(sources, t, iterations, rows)
         if self.config.weights == "learned" and len(sources) > 1:
-            self.outer_step(sources[self.cluster], gradients, t, iterations, lr)
+            self.outer_step(sources, gradients, t, iterations, lr)
 
     def inner_step(
         self, sources: Sequence[Source], t: int, iterations: int, rows: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Take the SGD step of Eq. 7; return grad L_j of every source before it, (K, P).
+        """Take the SGD step of Eq. 7; return the gradients before it whose w-weighted sum it follows.
 
-        `rows` are the images of each source that are read; None reads all of its training images.
+        `rows` are the images of each source that are read; None reads all of its training images. Fixed
+        weights of zero leave a source out: it costs nothing, and has no part in a mixture.
 
-        Each source has a forward pass of its own, as BatchNorm must not mix sources. The running
-        statistics then move towards the w-weighted mean of the sources' statistics, which does not
-        depend on their order. Fixed weights of zero cost nothing.
+        Returns
+        -------
+        Tensor
+            grad L_j of every source, (K, P), of learned weights; of fixed ones, whatever was computed.
+        """
+        chosen = [source.train for source in sources] if rows is None else rows
+        every = zip(sources, chosen, self.weights.tolist(), strict=True)
+        learned = self.config.weights == "learned"
+        used = [(source, rows, weight) for source, rows, weight in every if learned or weight > 0.0]
+        pairs, weights = [(source, rows) for source, rows, _ in used], [weight for *_, weight in used]
+        if self.config.normalisation == "mixture":
+            losses = self.losses(pairs, t, iterations)
+            if not learned:
+                total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
+                losses, weights = [total], [1.0]
+            *others, last = losses
+            gradients = torch.stack(
+                [*(self.gradient(loss, keep=True) for loss in others), self.gradient(last)]
+            )
+        else:
+            gradients = self.gradients_apart(pairs, weights, t, iterations)
+        self.set_gradient(gradients.new_tensor(weights) @ gradients)
+        self.optimiser.step()
+        return gradients
+
+    def gradients_apart(
+        self, pairs: Sequence[tuple[Source, Tensor]], weights: Sequence[float], t: int, iterations: int
+    ) -> Tensor:
+        """Return grad L_j of sources of which each has a forward pass of its own, (n, P).
+
+        The running statistics then move towards the w-weighted mean of the sources' statistics, which
+        does not depend on their order.
         """
         running = SourceStatistics(self.layers)
-        learned = self.config.weights == "learned"
-        gradients: list[Tensor | None] = []
-        every = [source.train for source in sources]
-        for source, chosen, weight in zip(sources, rows or every, self.weights.tolist(), strict=True):
-            if not learned and weight == 0.0:
-                gradients.append(None)
-                continue
+        gradients = []
+        for pair, weight in zip(pairs, weights, strict=True):
             with running.record(weight):
-                loss = self.loss(source, chosen, t, iterations)
-            gradients.append(flat(torch.autograd.grad(loss, self.parameters)))
+                (loss,) = self.losses([pair], t, iterations)
+            gradients.append(self.gradient(loss))
         running.commit()
-        nothing = torch.zeros(sum(p.numel() for p in self.parameters), device=self.compute.device)
-        stacked = torch.stack([nothing if gradient is None else gradient for gradient in gradients])
-        self.set_gradient(self.weights @ stacked)
-        self.optimiser.step()
-        return stacked
+        return torch.stack(gradients)
 
-    def outer_step(self, own: Source, source_gradients: Tensor, t: int, iterations: int, lr: float) -> None:
-        """Move w_k against the exact gradient of the updated model's validation loss (Eq. 8)."""
+    def gradient(self, loss: Tensor, keep: bool = False) -> Tensor:
+        """Return the gradient in one vector (P,); `keep` the graph for other losses of the same pass."""
+        return flat(torch.autograd.grad(loss, self.parameters, retain_graph=keep))
+
+    def outer_step(
+        self, sources: Sequence[Source], source_gradients: Tensor, t: int, iterations: int, lr: float
+    ) -> None:
+        """Move w_k against the exact gradient of the updated model's validation loss (Eq. 8).
+
+        In a mixture the cluster's own validation images are normalised together with those of all sources.
+        """
+        pairs = [(source, source.validation) for source in sources]
         with SourceStatistics(self.layers).record(0.0):
-            loss = self.loss(own, own.validation, t, iterations)
-        validation_gradient = flat(torch.autograd.grad(loss, self.parameters))
+            if self.config.normalisation == "mixture":
+                loss = self.losses(pairs, t, iterations)[self.cluster]
+            else:
+                (loss,) = self.losses([pairs[self.cluster]], t, iterations)
+        validation_gradient = self.gradient(loss)
         gradient = outer_gradient(validation_gradient, source_gradients, lr)
         scale = SCALES[self.config.weight_gradient]
         gradient = scale(gradient, validation_gradient, source_gradients, lr)
         self.weights = project_onto_simplex(self.weights - self.config.weight_lr * gradient)
 
-    def loss(self, source: Source, rows: Tensor, t: int, iterations: int) -> Tensor:
-        """Return L_KD^(t) (Eq. 5) of the model on some images of a source, by batch statistics."""
-        images = self.compute.images(source.iterates[t][rows].float())
-        student = self.compute.logits(self.model, images)
-        return trajectory_loss(
-            student,
-            source.teacher[t][rows],
-            source.adapted[t][rows],
-            noise_share(t, iterations),
-            self.config.temperature,
-        )
+    def losses(self, pairs: Sequence[tuple[Source, Tensor]], t: int, iterations: int) -> list[Tensor]:
+        """Return L_KD^(t) (Eq. 5) on some images of each source, all in one pass by batch statistics."""
+        images = torch.cat([source.iterates[t][rows] for source, rows in pairs]).float()
+        student = self.compute.logits(self.model, self.compute.images(images))
+        parts = student.split([len(rows) for _, rows in pairs])
+        share = noise_share(t, iterations)
+        return [
+            trajectory_loss(
+                part, source.teacher[t][rows], source.adapted[t][rows], share, self.config.temperature
+            )
+            for part, (source, rows) in zip(parts, pairs, strict=True)
+        ]
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of the model, its momenta and w_k: all that the next step depends on."""

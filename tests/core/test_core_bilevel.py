@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def target(start: list[float], cluster: int = 0, double: bool = True, **config: 
         "weight_decay": 0.0,
         "weight_gradient": "none",
         "temperature": 2.0,
+        "normalisation": "source",
     }
     model = smooth_net(5).double() if double else tiny_resnet(5)
     dtype, compute = (torch.float64, DOUBLE) if double else (torch.float32, CPU)
@@ -63,24 +65,34 @@ def kl(teacher: Tensor, student: Tensor) -> Tensor:
     return (p * (p / q).log()).sum(1).mean()
 
 
-def validation_loss(model: nn.Module, own: Source, t: int, tau: float = 2.0) -> float:
-    """Eq. 5 on the validation images, by batch statistics, written out."""
+def validation_loss(
+    model: nn.Module, own: Source, t: int, tau: float = 2.0, beside: Sequence[Source] = ()
+) -> float:
+    """Eq. 5 on the validation images, by the statistics of these and of those `beside`, written out."""
     share = 1 - t / T
     rows = own.validation
+    images = torch.cat([one.iterates[t][one.validation] for one in (own, *beside)])
     with torch.no_grad():
-        student = model.train()(own.iterates[t][rows].double()) / tau
+        student = model.train()(images.double())[: len(rows)] / tau
         adapted, plain = own.adapted[t][rows] / tau, own.teacher[t][rows] / tau
         return float(tau**2 * (share * kl(adapted, student) + (1 - share) * kl(plain, student)))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"momentum": 0.9}, {"weight_decay": 0.05}, {"momentum": 0.8, "weight_decay": 0.02}],
-    ids=["sgd", "momentum", "decay", "both"],
+    [
+        {},
+        {"momentum": 0.9},
+        {"weight_decay": 0.05},
+        {"momentum": 0.8, "weight_decay": 0.02},
+        {"momentum": 0.8, "weight_decay": 0.02, "normalisation": "mixture"},
+    ],
+    ids=["sgd", "momentum", "decay", "both", "mixture"],
 )
 def test_outer_gradient_equals_finite_differences_through_the_real_step(options: dict[str, Any]) -> None:
     made, t, rate, step = sources(3), 2, 1e-2, 1e-3
     subject = target([0.5, 0.3, 0.2], cluster=1, weight_lr=rate, **options)
+    beside = [made[0], made[2]] if subject.config.normalisation == "mixture" else []
     for warm_up in (1, 3):  # so that the momentum buffers hold something
         subject.inner_step(made, warm_up, T)
     expected = []
@@ -90,7 +102,7 @@ def test_outer_gradient_equals_finite_differences_through_the_real_step(options:
             probe = copy.deepcopy(subject)
             probe.weights[j] += sign * step
             probe.inner_step(made, t, T)
-            losses.append(validation_loss(probe.model, made[1], t))
+            losses.append(validation_loss(probe.model, made[1], t, beside=beside))
         expected.append((losses[0] - losses[1]) / (2 * step))
     # Inside the simplex the projection only takes the mean away, so the step shows the gradient.
     before = subject.weights.clone()
@@ -217,6 +229,39 @@ def test_running_statistics_move_to_the_weighted_mean_of_the_sources() -> None:
         assert layer.momentum == 0.1 and layer.training
 
 
+def test_a_mixture_is_normalised_together_and_moves_the_running_statistics_so() -> None:
+    made, weights = sources(3), [0.5, 0.3, 0.2]
+    subject = target(weights, normalisation="mixture")
+    probe = copy.deepcopy(subject.model)
+    pairs = [(one, one.train) for one in made]
+    logits = probe.train()(torch.cat([one.iterates[2][rows] for one, rows in pairs]).double())
+    share, loss = 1 - 2 / T, torch.zeros((), dtype=torch.float64)
+    parts = logits.split([len(rows) for _, rows in pairs])
+    for weight, part, (one, rows) in zip(weights, parts, pairs, strict=True):
+        adapted, plain = kl(one.adapted[2][rows] / 2, part / 2), kl(one.teacher[2][rows] / 2, part / 2)
+        loss = loss + weight * 4 * (share * adapted + (1 - share) * plain)
+    expected = flat(torch.autograd.grad(loss, list(probe.parameters())))
+    before = flat([parameter.detach().clone() for parameter in subject.parameters])
+    subject.inner_step(made, 2, T)
+    after = flat([parameter.detach() for parameter in subject.parameters])
+    torch.testing.assert_close(after, before - 0.3 * expected, rtol=1e-9, atol=1e-12)
+    for mine, other in zip(batch_norms(subject.model), batch_norms(probe), strict=True):
+        for one, two in zip(running(mine), running(other), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_a_source_of_fixed_weight_zero_has_no_part_in_a_mixture() -> None:
+    made = sources(3)
+    whole = target([0.6, 0.0, 0.4], weights="similarity", normalisation="mixture")
+    without = target([0.6, 0.4], weights="similarity", normalisation="mixture")
+    whole.inner_step(made, 2, T)
+    without.inner_step([made[0], made[2]], 2, T)
+    for one, other in zip(
+        whole.model.state_dict().values(), without.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
 def test_validation_passes_leave_running_statistics_alone() -> None:
     made = sources(2)
     subject = target([0.5, 0.5])
@@ -224,7 +269,7 @@ def test_validation_passes_leave_running_statistics_alone() -> None:
     buffers = [running(layer) for layer in batch_norms(subject.model)]
     values = [[buffer.clone() for buffer in pair] for pair in buffers]
     before = subject.weights.clone()
-    subject.outer_step(made[0], gradients, 1, T, 0.3)
+    subject.outer_step(made, gradients, 1, T, 0.3)
     assert not torch.equal(before, subject.weights)
     for layer, pair, kept in zip(batch_norms(subject.model), buffers, values, strict=True):
         for now, tensor, value in zip(running(layer), pair, kept, strict=True):
