@@ -240,14 +240,14 @@ def test_a_mixture_is_normalised_together_and_moves_the_running_statistics_so() 
     for weight, part, (one, rows) in zip(weights, parts, pairs, strict=True):
         adapted, plain = kl(one.adapted[2][rows] / 2, part / 2), kl(one.teacher[2][rows] / 2, part / 2)
         loss = loss + weight * 4 * (share * adapted + (1 - share) * plain)
-    expected = flat(torch.autograd.grad(loss, list(probe.parameters())))
+    gradient = flat(torch.autograd.grad(loss, list(probe.parameters())))
     before = flat([parameter.detach().clone() for parameter in subject.parameters])
     subject.inner_step(made, 2, T)
     after = flat([parameter.detach() for parameter in subject.parameters])
-    torch.testing.assert_close(after, before - 0.3 * expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(after, before - 0.3 * gradient, rtol=1e-9, atol=1e-12)
     for mine, other in zip(batch_norms(subject.model), batch_norms(probe), strict=True):
-        for one, two in zip(running(mine), running(other), strict=True):
-            torch.testing.assert_close(one, two)
+        for buffer, expected in zip(running(mine), running(other), strict=True):
+            torch.testing.assert_close(buffer, expected)
 
 
 def test_a_source_of_fixed_weight_zero_has_no_part_in_a_mixture() -> None:
