@@ -14,9 +14,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms
 from fedbicross_flwr.checkpoint import load_training_state, training_state
@@ -25,7 +27,12 @@ from fedbicross_flwr.config import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.parallel import Call, Check, Step, call_here, side_by_side
+from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows, SourceGradients
 from fedbicross_flwr.training import SCHEDULES
+
+FEW_SOURCES = 3
+"""In a mixture, up to so many sources have a backward pass each. That is cheaper for few, but grows with K,
+while the products that Eq. 8 needs are one forward-mode pass, about as long as two backward passes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,13 @@ def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
 
+class Images(NamedTuple):
+    """Some images of a source."""
+
+    source: Source
+    rows: Tensor
+
+
 class Target:
     """A cluster model G_k with its weights w_k and the state of its optimiser.
 
@@ -97,6 +111,7 @@ class Target:
             self.parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.layers = batch_norms(model)
+        self.learned = config.weights == "learned"
 
     def step(
         self, sources: Sequence[Source], t: int, iterations: int, lr: float, generator: torch.Generator
@@ -109,46 +124,33 @@ class Target:
             group["lr"] = lr
         rows = [draw_rows(source.train, self.config.batch_size, generator) for source in sources]
         gradients = self.inner_step(sources, t, iterations, rows)
-        if self.config.weights == "learned" and len(sources) > 1:
+        if self.learned and len(sources) > 1:
             self.outer_step(sources, gradients, t, iterations, lr)
 
     def inner_step(
         self, sources: Sequence[Source], t: int, iterations: int, rows: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        """Take the SGD step of Eq. 7; return the gradients before it whose w-weighted sum it follows.
+    ) -> SourceGradients:
+        """Take the SGD step of Eq. 7; return grad L_j before it, of every source that was read.
 
         `rows` are the images of each source that are read; None reads all of its training images. Fixed
         weights of zero leave a source out: it costs nothing, and has no part in a mixture.
-
-        Returns
-        -------
-        Tensor
-            grad L_j of every source, (K, P), of learned weights; of fixed ones, whatever was computed.
         """
         chosen = [source.train for source in sources] if rows is None else rows
-        every = zip(sources, chosen, self.weights.tolist(), strict=True)
-        learned = self.config.weights == "learned"
-        used = [(source, rows, weight) for source, rows, weight in every if learned or weight > 0.0]
-        pairs, weights = [(source, rows) for source, rows, _ in used], [weight for *_, weight in used]
-        if self.config.normalisation == "mixture":
-            losses = self.losses(pairs, t, iterations)
-            if not learned:
-                total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
-                losses, weights = [total], [1.0]
-            *others, last = losses
-            gradients = torch.stack(
-                [*(self.gradient(loss, keep=True) for loss in others), self.gradient(last)]
-            )
-        else:
-            gradients = self.gradients_apart(pairs, weights, t, iterations)
-        self.set_gradient(gradients.new_tensor(weights) @ gradients)
+        pairs, weights = [], []
+        for source, drawn, weight in zip(sources, chosen, self.weights.tolist(), strict=True):
+            if self.learned or weight > 0.0:
+                pairs.append(Images(source, drawn))
+                weights.append(weight)
+        gradients = self.mixed if self.config.normalisation == "mixture" else self.apart
+        total, by_source = gradients(pairs, weights, t, iterations)
+        self.set_gradient(total)
         self.optimiser.step()
-        return gradients
+        return by_source
 
-    def gradients_apart(
-        self, pairs: Sequence[tuple[Source, Tensor]], weights: Sequence[float], t: int, iterations: int
-    ) -> Tensor:
-        """Return grad L_j of sources of which each has a forward pass of its own, (n, P).
+    def apart(
+        self, pairs: Sequence[Images], weights: Sequence[float], t: int, iterations: int
+    ) -> tuple[Tensor, SourceGradients]:
+        """Return sum_j w_j grad L_j and its parts, each source in a forward pass of its own.
 
         The running statistics then move towards the w-weighted mean of the sources' statistics, which
         does not depend on their order.
@@ -160,20 +162,43 @@ class Target:
                 (loss,) = self.losses([pair], t, iterations)
             gradients.append(self.gradient(loss))
         running.commit()
-        return torch.stack(gradients)
+        rows = torch.stack(gradients)
+        return rows.new_tensor(weights) @ rows, GradientRows(rows)
+
+    def mixed(
+        self, pairs: Sequence[Images], weights: Sequence[float], t: int, iterations: int
+    ) -> tuple[Tensor, SourceGradients]:
+        """Return sum_j w_j grad L_j and its parts, all sources in one forward pass.
+
+        The weights have no part in the running statistics: every image counts once.
+        """
+        losses = self.losses(pairs, t, iterations)
+        if self.learned and len(pairs) <= FEW_SOURCES:
+            *others, last = losses
+            rows = torch.stack([*(self.gradient(loss, keep=True) for loss in others), self.gradient(last)])
+            return rows.new_tensor(weights) @ rows, GradientRows(rows)
+        before = {
+            name: parameter.detach().clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
+        return self.gradient(total), DirectionalDerivatives(
+            before, lambda at: torch.stack(self.losses(pairs, t, iterations, at))
+        )
 
     def gradient(self, loss: Tensor, keep: bool = False) -> Tensor:
         """Return the gradient in one vector (P,); `keep` the graph for other losses of the same pass."""
         return flat(torch.autograd.grad(loss, self.parameters, retain_graph=keep))
 
     def outer_step(
-        self, sources: Sequence[Source], source_gradients: Tensor, t: int, iterations: int, lr: float
+        self, sources: Sequence[Source], source_gradients: SourceGradients, t: int, iterations: int, lr: float
     ) -> None:
         """Move w_k against the exact gradient of the updated model's validation loss (Eq. 8).
 
         In a mixture the cluster's own validation images are normalised together with those of all sources.
         """
-        pairs = [(source, source.validation) for source in sources]
+        pairs = [Images(source, source.validation) for source in sources]
         with SourceStatistics(self.layers).record(0.0):
             if self.config.normalisation == "mixture":
                 loss = self.losses(pairs, t, iterations)[self.cluster]
@@ -185,17 +210,35 @@ class Target:
         gradient = scale(gradient, validation_gradient, source_gradients, lr)
         self.weights = project_onto_simplex(self.weights - self.config.weight_lr * gradient)
 
-    def losses(self, pairs: Sequence[tuple[Source, Tensor]], t: int, iterations: int) -> list[Tensor]:
-        """Return L_KD^(t) (Eq. 5) on some images of each source, all in one pass by batch statistics."""
-        images = torch.cat([source.iterates[t][rows] for source, rows in pairs]).float()
-        student = self.compute.logits(self.model, self.compute.images(images))
-        parts = student.split([len(rows) for _, rows in pairs])
+    def losses(
+        self,
+        pairs: Sequence[Images],
+        t: int,
+        iterations: int,
+        at: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return L_KD^(t) (Eq. 5) on some images of each source, all in one pass by batch statistics.
+
+        `at` other parameters than the model's own it is computed in full precision, and the running
+        statistics stay as they are.
+        """
+        drawn = torch.cat([pair.source.iterates[t][pair.rows] for pair in pairs])
+        images = self.compute.images(drawn.float())
+        if at is None:
+            student = self.compute.logits(self.model, images)
+        else:
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            student = functional_call(self.model, {**at, **buffers}, images)
         share = noise_share(t, iterations)
         return [
             trajectory_loss(
-                part, source.teacher[t][rows], source.adapted[t][rows], share, self.config.temperature
+                part,
+                pair.source.teacher[t][pair.rows],
+                pair.source.adapted[t][pair.rows],
+                share,
+                self.config.temperature,
             )
-            for part, (source, rows) in zip(parts, pairs, strict=True)
+            for part, pair in zip(student.split([len(pair.rows) for pair in pairs]), pairs, strict=True)
         ]
 
     def state(self) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedbicross_flwr.source_gradients import SourceGradients
+
 
 def project_onto_simplex(vector: Tensor) -> Tensor:
     """Return the nearest point with entries >= 0 that sum to one (Euclidean projection).
@@ -23,40 +25,44 @@ def project_onto_simplex(vector: Tensor) -> Tensor:
     return (vector - excess[support - 1]).clamp_min(0.0)
 
 
-def outer_gradient(validation_gradient: Tensor, source_gradients: Tensor, lr: float) -> Tensor:
+def outer_gradient(validation_gradient: Tensor, source_gradients: SourceGradients, lr: float) -> Tensor:
     """Return dL_val/dw, shape (K,), through one SGD step of size `lr`.
 
     Parameters
     ----------
     validation_gradient : Tensor
         grad L_val at the updated model, flat, shape (P,).
-    source_gradients : Tensor
-        grad L_j at the model before the step, shape (K, P).
+    source_gradients : SourceGradients
+        grad L_j at the model before the step.
     """
-    return -lr * (source_gradients @ validation_gradient)
+    return -lr * source_gradients.along(validation_gradient)
 
 
-def unscaled(gradient: Tensor, validation_gradient: Tensor, source_gradients: Tensor, lr: float) -> Tensor:
+def unscaled(
+    gradient: Tensor, validation_gradient: Tensor, source_gradients: SourceGradients, lr: float
+) -> Tensor:
     """Return the gradient as it is."""
     return gradient
 
 
-def l2_scaled(gradient: Tensor, validation_gradient: Tensor, source_gradients: Tensor, lr: float) -> Tensor:
+def l2_scaled(
+    gradient: Tensor, validation_gradient: Tensor, source_gradients: SourceGradients, lr: float
+) -> Tensor:
     """Return the gradient at length one; zero stays zero."""
     scaled: Tensor = gradient / gradient.norm().clamp_min(1e-12)
     return scaled
 
 
 def cosine_scaled(
-    gradient: Tensor, validation_gradient: Tensor, source_gradients: Tensor, lr: float
+    gradient: Tensor, validation_gradient: Tensor, source_gradients: SourceGradients, lr: float
 ) -> Tensor:
     """Return minus the cosine of the validation gradient with each source's gradient."""
-    lengths = validation_gradient.norm() * source_gradients.norm(dim=1)
+    lengths = validation_gradient.norm() * source_gradients.lengths()
     scaled: Tensor = gradient / (lr * lengths).clamp_min(1e-12)
     return scaled
 
 
-SCALES: Mapping[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+SCALES: Mapping[str, Callable[[Tensor, Tensor, SourceGradients, float], Tensor]] = {
     "none": unscaled,
     "l2": l2_scaled,
     "cosine": cosine_scaled,

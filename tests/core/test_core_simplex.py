@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from fedbicross_flwr.cross_weights import SCALES, initial_weights, outer_gradient, project_onto_simplex
+from fedbicross_flwr.source_gradients import GradientRows
 
 QUICK = hypothesis_settings(max_examples=60, deadline=None)
 VECTORS = st.lists(st.floats(-20.0, 20.0, width=32), min_size=1, max_size=8)
@@ -84,7 +85,9 @@ def test_projection_of_far_float32_points_stays_on_the_simplex() -> None:
 
 
 def test_outer_gradient_by_hand() -> None:
-    gradient = outer_gradient(torch.tensor([1.0, -2.0]), torch.tensor([[3.0, 1.0], [0.0, 4.0]]), 0.1)
+    gradient = outer_gradient(
+        torch.tensor([1.0, -2.0]), GradientRows(torch.tensor([[3.0, 1.0], [0.0, 4.0]])), 0.1
+    )
     torch.testing.assert_close(gradient, torch.tensor([-0.1, 0.8]))
 
 
@@ -98,7 +101,8 @@ def test_outer_gradient_by_hand() -> None:
     ],
 )
 def test_scales_by_hand(name: str, expected: list[float]) -> None:
-    validation, sources = torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 0.0], [0.0, -2.0]])
+    validation = torch.tensor([3.0, 4.0])
+    sources = GradientRows(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
     raw = torch.tensor([-0.3, 0.4]) if name != "cosine" else outer_gradient(validation, sources, 0.05)
     torch.testing.assert_close(SCALES[name](raw, validation, sources, 0.05), torch.tensor(expected))
 
@@ -106,7 +110,11 @@ def test_scales_by_hand(name: str, expected: list[float]) -> None:
 @pytest.mark.parametrize("name", SCALES)
 def test_scales_of_nothing_are_nothing(name: str) -> None:
     zeros = torch.zeros(3)
-    assert SCALES[name](zeros, torch.zeros(5), torch.zeros(3, 5), 0.1).tolist() == [0.0, 0.0, 0.0]
+    assert SCALES[name](zeros, torch.zeros(5), GradientRows(torch.zeros(3, 5)), 0.1).tolist() == [
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 @pytest.mark.parametrize(
