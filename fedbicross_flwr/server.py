@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from fedbicross_flwr.runs.trackers import check_tracker, track
 from fedbicross_flwr.server_rows import server_scores
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores
+from fedbicross_flwr.synthetic_quality import synthetic_quality
 from fedbicross_flwr.uploads import check_subspace, check_upload, payload_bytes, upload_bytes, upload_tensors
 
 
@@ -231,13 +232,16 @@ class Server:
         start = time.perf_counter()
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         task = ServerTask(self.spec, self.config, self.compute, self.progress)
-        # None after many rounds of one of Flower's strategies; and sites keep their test images.
-        if uploads and isinstance(self.federation, FederatedData):
-            with cpu_threads(1), torch.inference_mode():
+        assert self.outcome is not None
+        with cpu_threads(1), torch.inference_mode():
+            # None after many rounds of one of Flower's strategies; and sites keep their test images.
+            if uploads and isinstance(self.federation, FederatedData):
                 server_scores(uploads, done, self.federation, task)
+            quality = synthetic_quality(uploads, self.outcome, task)
+        if quality is not None:
+            self.folder.write_json("synthetic.json", asdict(quality))
         seconds = {**self.folder.seconds(), **rounds, "evaluation": time.perf_counter() - start}
         seconds["total"] = time.perf_counter() - self.started
-        assert self.outcome is not None
         model_bytes = payload_bytes(self.outcome.models[0])
         more = upload_bytes(uploads[0]) - model_bytes if uploads else 0
         replayed = Shipment({}, self.outcome.replay).num_bytes

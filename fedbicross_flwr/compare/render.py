@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from fedbicross_flwr.compare.image_quality import image_quality_markdown
 from fedbicross_flwr.compare.latex import bold, escape, latex_table
 from fedbicross_flwr.compare.lines import CEILING, CEILING_GROUPS, CONTROL
 from fedbicross_flwr.compare.tables import COLUMNS, Column, ComparisonRow, ComparisonTable
@@ -92,7 +93,7 @@ def caption(table: ComparisonTable) -> str:
 
 
 def markdown(table: ComparisonTable) -> str:
-    """Return the table, the paired tests and the notes as Markdown."""
+    """Return the table, the paired tests, what the images are worth and the notes as Markdown."""
     body = []
     for row, values in zip(table.rows, entries(table), strict=True):
         cells = [f"**{one.text}**" if one.best else one.text + AHEAD * one.ahead for one in values]
@@ -103,6 +104,8 @@ def markdown(table: ComparisonTable) -> str:
         parts.append(NOT_INDEPENDENT)
     else:
         parts.append("No paired test: FedBiCross, or what it is to be compared with, has not been run.")
+    if table.images:
+        parts.append(image_quality_markdown(table.images))
     if table.notes:
         parts.append("\n".join(f"- {note}" for note in table.notes))
     return "\n\n".join(parts) + "\n"

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 
 from fedbicross_flwr.compare.checks import fairness_notes
 from fedbicross_flwr.compare.collect import CellName, CellRuns, collect
+from fedbicross_flwr.compare.image_quality import ImageQuality, image_quality
 from fedbicross_flwr.compare.lines import CONTROL, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.paired import PairedTest, paired_tests
 from fedbicross_flwr.errors import FedBiCrossError
@@ -79,13 +80,14 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """One cell; `seeds` are those of which any run is finished."""
+    """One cell; `seeds` are those of which any run is finished, `images` judges what methods synthesised."""
 
     cell: CellName
     seeds: tuple[int, ...]
     rows: tuple[ComparisonRow, ...]
     tests: tuple[PairedTest, ...]
     notes: tuple[str, ...]
+    images: tuple[ImageQuality, ...] = ()
 
     def best(self, column: Column) -> frozenset[tuple[str, str]]:
         """Return (variant, role) of the best one-shot rows of a column.
@@ -124,7 +126,8 @@ def comparison_table(cell: CellRuns) -> ComparisonTable:
     rows = tuple(
         ComparisonRow(line, {column.key: spread(line, column.read) for column in COLUMNS}) for line in lines
     )
-    return ComparisonTable(cell.cell, cell.seeds, rows, paired_tests(lines), _notes(cell, lines))
+    tests, notes = paired_tests(lines), _notes(cell, lines)
+    return ComparisonTable(cell.cell, cell.seeds, rows, tests, notes, image_quality(cell))
 
 
 def spread(line: Line, read: Read) -> Spread | None:

@@ -75,6 +75,7 @@ def _context(run: RunRecord, light: Rendered, dark: Rendered) -> dict[str, Any]:
         "protocols": table.protocols if table else (),
         "clients": view.client_lines(run),
         "clustering_text": view.clustering_text(run),
+        "synthetic_text": view.synthetic_text(run),
         "traffic": view.traffic(run),
         "timings": view.timings(run),
         "light": _inlined(light),

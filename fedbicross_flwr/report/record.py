@@ -100,6 +100,20 @@ class SyntheticImages:
 
 
 @dataclass(frozen=True)
+class SyntheticQuality:
+    """What the uploads and the models learned from them say of all final synthetic images.
+
+    See `fedbicross_flwr.synthetic_quality`.
+    """
+
+    images: int
+    agreement: float
+    classes: int
+    learned: float
+    most_frequent: float
+
+
+@dataclass(frozen=True)
 class Score:
     """One model of one client under one protocol."""
 
@@ -152,6 +166,7 @@ class RunRecord:
     inversion: tuple[Inversion, ...] | None
     weights: WeightHistory | None
     synthetic: tuple[SyntheticImages, ...]
+    quality: SyntheticQuality | None
     results: Results | None
     files: Mapping[str, int]
 

@@ -24,6 +24,7 @@ from fedbicross_flwr.report.record import (
     RunRecord,
     Score,
     SyntheticImages,
+    SyntheticQuality,
     WeightHistory,
 )
 from fedbicross_flwr.settings import read_toml
@@ -57,6 +58,7 @@ def load_run(folder: Path) -> RunRecord:
     inversion = _optional(folder / "inversion.json")
     weights = _optional(folder / "weights.json")
     metrics = _optional(folder / "metrics.json")
+    quality = _optional(folder / "synthetic.json")
     return RunRecord(
         folder=folder,
         id=run["id"].text(),
@@ -72,6 +74,7 @@ def load_run(folder: Path) -> RunRecord:
         inversion=tuple(_inversion(node) for node in inversion.list()) if inversion else None,
         weights=_weights(weights) if weights else None,
         synthetic=_synthetic(folder / "synthetic.safetensors", len(dataset.class_names)),
+        quality=_quality(quality) if quality else None,
         results=_results(metrics, known) if metrics else None,
         files=_model_files(folder),
     )
@@ -217,6 +220,16 @@ def _synthetic(file: Path, classes: int) -> tuple[SyntheticImages, ...]:
             raise FedBiCrossError(f"{file}: labels.{cluster} holds labels outside 0..{classes - 1}")
         found.append(SyntheticImages(cluster, images.astype(np.float32), labels.astype(np.int64)))
     return tuple(found)
+
+
+def _quality(node: Node) -> SyntheticQuality:
+    return SyntheticQuality(
+        images=node["images"].integer(1),
+        agreement=node["agreement"].number(0, 1),
+        classes=node["classes"].integer(),
+        learned=node["learned"].number(0, 1),
+        most_frequent=node["most_frequent"].number(0, 1),
+    )
 
 
 def _model_files(folder: Path) -> dict[str, int]:

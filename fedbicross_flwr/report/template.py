@@ -191,7 +191,7 @@ more the columns differ, the harder it is to learn together.
 {%- if "synthetic" in light %}
 <figcaption>The server holds no patient image. It starts from noise and changes it until a cluster’s
 models recognise a class. These are the results, and the only images that the cluster models learn from.
-They need not look like real images.</figcaption>
+They need not look like real images. {{ synthetic_text }}</figcaption>
 {%- endif %}</figure>
 <h3>How they came about</h3>
 <figure>{{ picture("inversion", "Agreement, confidence, classes covered and losses over inversion steps") }}

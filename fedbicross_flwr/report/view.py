@@ -194,6 +194,19 @@ def traffic(run: RunRecord) -> str:
     return f"In all, the clients sent {sent} and received {received}."
 
 
+def synthetic_text(run: RunRecord) -> str:
+    """Return in a sentence what the synthetic images are worth; empty when nobody judged them."""
+    if run.quality is None:
+        return ""
+    found = run.quality
+    classes = count(len(run.dataset.class_names), "class", "classes")
+    return (
+        f"Of {count(found.images, 'image')} all uploads together take {percent(found.agreement)} % for what "
+        f"they were made as; they recognise {found.classes} of {classes}. "
+        f"The models that were learned from them answer {percent(found.learned)} % as the uploads do."
+    )
+
+
 def clustering_text(run: RunRecord) -> str:
     """Return what the clustering figure shows; empty when the run has no clustering."""
     if run.clustering is None:

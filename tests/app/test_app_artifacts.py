@@ -19,6 +19,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import score
 from fedbicross_flwr.federated_data import open_data
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
+from fedbicross_flwr.training import predict_logits
 
 SPEC = ModelSpec("resnet18", 3, 1, 2, "small")
 NAMES = ("a", "b", "ü")
@@ -142,3 +143,18 @@ def test_the_scores_kept_at_the_site_are_those_of_the_results() -> None:
     row = next(row for row in read_json(folder / "metrics.json")["rows"] if row["name"] == "FedBiCross")
     told = next(entry for entry in row["clients"] if entry["client"] == 1)["global"]
     assert json.loads(json.dumps(kept)) == told
+
+
+def test_what_the_images_are_worth_is_told_of_the_images_that_are_kept() -> None:
+    folder = reference()
+    told = read_json(folder / "synthetic.json")
+    tensors, _ = read_tensors(folder / "synthetic.safetensors")
+    labels = [tensor for name, tensor in tensors.items() if name.startswith("labels.")]
+    assert told["images"] == sum(len(part) for part in labels) > 0
+    uploads = [load_model(path, device="cpu") for path in sorted(folder.glob("uploads/client-*.safetensors"))]
+    taken = 0
+    for k, part in enumerate(labels):
+        images = tensors[f"images.{k}"]
+        answers = [predict_logits(one.model, images, one.compute).softmax(1) for one in uploads]
+        taken += int((torch.stack(answers).mean(0).argmax(1) == part).sum())
+    assert told["agreement"] == pytest.approx(taken / told["images"])

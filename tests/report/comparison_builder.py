@@ -85,6 +85,7 @@ def build_cell_run(
     )
     if variant == "fedavg" or variant in FLOWER_LEVELS:
         (folder / "synthetic.safetensors").unlink()
+        (folder / "synthetic.json").unlink()
     if variant in FLOWER_LEVELS:
         level = FLOWER_LEVELS[variant][0]
         said = {"rounds": ROUNDS, "accuracy": [level * number / ROUNDS for number in range(ROUNDS + 1)]}

@@ -35,6 +35,7 @@ ROWS = (
     ),
     ("FedBiCross", "ours", "Distilled at the client.", 0.63, 0.77, 2_800_000, 2_800_000),
 )
+QUALITY = {"images": 24, "agreement": 0.75, "classes": 7, "learned": 0.5, "most_frequent": 0.25}
 
 
 class MakeRun(Protocol):
@@ -118,6 +119,7 @@ def build_run(
     )
     dump(folder / "weights.json", weights(clusters, rng))
     save_file(synthetic(clusters, len(classes), channels, rng), folder / "synthetic.safetensors")
+    dump(folder / "synthetic.json", QUALITY)
     protocols = ["local"] if deployment else ["global", "local"]
     dump(folder / "metrics.json", {"protocols": protocols, "rows": rows(alive, protocols, rng)})
     models = folder / "models"

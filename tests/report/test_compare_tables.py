@@ -128,6 +128,25 @@ def test_a_strategy_of_many_rounds_is_a_ceiling_by_its_own_name(out: Path) -> No
     assert not row_of(table_of(out), "flower:FedAvg").line.competes
 
 
+def test_what_images_are_worth_by_hand(out: Path) -> None:
+    for seed, (agreement, classes) in enumerate([(0.5, 7), (0.7, 8)]):
+        folder = out / CELL / "fedbicross" / f"seed-{seed}"
+        edit(
+            folder / "synthetic.json",
+            lambda content, a=agreement, c=classes: content.update(agreement=a, classes=c),
+        )
+    (one,) = table_of(out).images
+    assert one.title == VARIANTS["fedbicross"].title and (one.images, one.classes) == (24, 7.5)
+    deviation = statistics.stdev([0.5, 0.7])
+    assert (one.measures[0].mean, one.measures[0].deviation) == pytest.approx((0.6, deviation))
+    assert (one.measures[1].mean, one.measures[2].mean) == (0.5, 0.25)
+    line = next(line for line in table_text(CELL, out, "markdown").splitlines() if "| 24 |" in line)
+    assert line == "| FedBiCross | 24 | 7.5 | 60.0 ± 14.1 | 50.0 ± 0.0 | 25.0 ± 0.0 |"
+    for seed in (0, 1):
+        (out / CELL / "fedbicross" / f"seed-{seed}" / "synthetic.json").unlink()
+    assert "Synthetic images of" not in table_text(CELL, out, "markdown")
+
+
 def test_the_best_is_marked_and_ceilings_controls_and_other_k_do_not_compete(tmp_path: Path) -> None:
     out = build_comparison(
         tmp_path, variants=("fedavg", "fedbicross", "fedbicross-K4", "central"), seeds=(0,)

@@ -18,7 +18,7 @@ from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.report import load_run, results_table, write_report
 from fedbicross_flwr.report.figures import FIGURES, Rendered
 from fedbicross_flwr.report.page import render_page
-from fedbicross_flwr.report.view import headlines
+from fedbicross_flwr.report.view import headlines, synthetic_text
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 
@@ -153,6 +153,17 @@ def test_a_deployment(make_run: MakeRun) -> None:
     assert "Dirichlet" not in text
     assert "Local test" in text
     assert len(page.all("img")) == 5
+
+
+def test_the_worth_of_synthetic_images_stands_below_them(page: Page, run_folder: Path) -> None:
+    said = (
+        "Of 24 images all uploads together take 75.0 % for what they were made as; they recognise 7 of 8 "
+        "classes. The models that were learned from them answer 50.0 % as the uploads do."
+    )
+    assert f"They need not look like real images. {said}" in page.text()
+    assert synthetic_text(load_run(run_folder)) == said
+    (run_folder / "synthetic.json").unlink()
+    assert synthetic_text(load_run(run_folder)) == ""
 
 
 def test_a_bare_run_says_what_is_left_out(run_folder: Path) -> None:

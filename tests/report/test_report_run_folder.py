@@ -47,6 +47,7 @@ def test_null_versions_are_left_out(make_run: MakeRun) -> None:
         ("inversion.json", "inversion", None),
         ("weights.json", "weights", None),
         ("synthetic.safetensors", "synthetic", ()),
+        ("synthetic.json", "quality", None),
         ("metrics.json", "results", None),
     ],
 )
@@ -61,7 +62,8 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["run.json", "clustering.json", "inversion.json", "weights.json", "metrics.json"]
+    "file",
+    ["run.json", "clustering.json", "inversion.json", "weights.json", "synthetic.json", "metrics.json"],
 )
 def test_a_cut_off_file_is_one_line_that_names_it(run_folder: Path, file: str) -> None:
     path = run_folder / file
@@ -103,6 +105,7 @@ BREAKAGES: list[tuple[str, Callable[[Any], None], str]] = [
     ("clustering.json", lambda c: c["similarity"].pop(), r"similarity .*shape 5 x 5"),
     ("inversion.json", lambda c: c[2]["agreement"].pop(), r"\[2\]\.agreement .*shape 80"),
     ("weights.json", lambda c: c["steps"].pop(), r"weights .*shape 40 x 3 x 3"),
+    ("synthetic.json", lambda c: c.update(learned=1.2), r"learned is 1\.2, but a number from 0 to 1"),
     (
         "metrics.json",
         lambda c: c["rows"][0]["clients"][0]["global"].update(accuracy=57.6),

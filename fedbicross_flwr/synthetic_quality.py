@@ -1,0 +1,72 @@
+"""What synthetic images are worth, told without a real one: classes, what was learned, collapse.
+
+A student that fails has failed in one of a few ways: its images have no classes, or few of them; it has not
+learned them; or it says one class to everything. All can be seen at the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
+from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.training import predict_logits
+
+JUDGE = "probabilities"
+"""How the uploads judge together, whatever the method's own ensemble: the mean of their probabilities."""
+
+
+@dataclass(frozen=True)
+class SyntheticQuality:
+    """Over the final synthetic images of a run.
+
+    Parameters
+    ----------
+    images : int
+        How many.
+    agreement : float
+        Share that all uploads together take for the image's label.
+    classes : int
+        Labels of which at least one image is taken for it.
+    learned : float
+        Share to which the model that was learned from the image answers as the uploads do.
+    most_frequent : float
+        Share of that model's most frequent answer; 1 if it says the same to every image.
+    """
+
+    images: int
+    agreement: float
+    classes: int
+    learned: float
+    most_frequent: float
+
+
+def synthetic_quality(
+    uploads: Sequence[ClientUpload], outcome: ServerOutcome, task: ServerTask
+) -> SyntheticQuality | None:
+    """Judge the images of an outcome; None without any, or without uploads that could judge."""
+    made = outcome.findings.synthetic
+    if not made or not uploads:
+        return None
+    together = Ensemble([task.load(upload.state) for upload in uploads], JUDGE)
+    answers = [ensemble_scores(together, images, task.compute).argmax(1).cpu() for images, _ in made]
+    students = [
+        predict_logits(task.load(state), images, task.compute).argmax(1).cpu()
+        for state, (images, _) in zip(outcome.models, made, strict=True)
+    ]
+    label, answer, student = (
+        torch.cat([labels for _, labels in made]),
+        torch.cat(answers),
+        torch.cat(students),
+    )
+    taken = answer == label
+    return SyntheticQuality(
+        images=len(label),
+        agreement=float(taken.float().mean()),
+        classes=len(label[taken].unique()),
+        learned=float((student == answer).float().mean()),
+        most_frequent=float(student.bincount().max()) / len(student),
+    )
