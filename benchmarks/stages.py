@@ -17,7 +17,8 @@ from benchmarks import reference
 from benchmarks.sizes import Sizes
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.cross_cluster import Source, Target, optimise, split_indices
+from fedbicross_flwr.cross_cluster import Source, Target, split_indices
+from fedbicross_flwr.cross_replay import optimise
 from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import balanced_labels, invert

@@ -30,7 +30,8 @@ class Compute:
     dtype : torch.dtype
         ``torch.float32``, or ``torch.bfloat16`` for autocast.
     compiled : bool, default False
-        Networks are called through ``torch.compile``.
+        `logits` calls networks through ``torch.compile``. What calls a network otherwise is not compiled:
+        teachers with their BatchNorm statistics, DAFL's teachers, generators, forward-mode passes.
     """
 
     device: torch.device

@@ -277,7 +277,7 @@ class CrossClusterConfig:
         "what BatchNorm normalises together in a step: all sources' images as one `mixture`, as the model "
         "will see it; or each `source` by itself",
         choices=("mixture", "source"),
-        source="Algorithm 1: source",
+        source="not said; paper.toml: source",
     )
     sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(
@@ -326,8 +326,10 @@ class RuntimeConfig:
     )
     compile: str = setting(
         "auto",
-        "whether `torch.compile` fuses the networks' operations: a minute or more for each process, then "
-        "faster steps; `auto`: off, as no run is known to be long enough (docs/performance.md)",
+        "whether `torch.compile` fuses the operations of networks that train or answer, but not of "
+        "generators, inverted teachers (DENSE's and DAFL's too) and forward-mode passes: a minute or more "
+        "for each process, then faster steps; `auto`: off, as no run is known to be long enough "
+        "(docs/performance.md)",
         choices=("auto", "on", "off"),
     )
     client_threads: int = setting(
@@ -446,14 +448,24 @@ class RunConfig:
     def shaping(self) -> dict[str, Scalar]:
         """Return the settings that shape the result.
 
-        Sites bring their own images, dealt by nobody; and what concerns sites does not touch a simulation.
+        Sites bring their own images, dealt by nobody; what concerns sites does not touch a simulation; and
+        the settings of one baseline do not touch another method's run, which stays valid when they change.
         """
-        idle = ("data", "partition") if self.is_deployment else ("deployment",)
+        idle = {*(("data", "partition") if self.is_deployment else ("deployment",)), *self.others_sections()}
         return {
             key: value
             for key, declared, value in walk(self)
             if declared.metadata["shapes_result"] and key.split(".")[0] not in idle
         }
+
+    def others_sections(self) -> frozenset[str]:
+        """Return the sections that only methods other than this run's read.
+
+        Of a method that is registered elsewhere it is not known what it reads; it is given all.
+        """
+        own = "flower" if self.method.startswith("flower:") else self.method
+        known = own in READ_BY_ONE or own in ("fedbicross", "fedavg")
+        return READ_BY_ONE - {own} if known else frozenset()
 
     @property
     def is_deployment(self) -> bool:
@@ -464,6 +476,10 @@ class RunConfig:
     def num_clients(self) -> int:
         """Return the number of clients N: the sites, or what a simulation deals its images to."""
         return len(self.deployment.site_names) or self.partition.clients
+
+
+READ_BY_ONE = frozenset({"dafl", "dense", "fedisca", "coboosting", "flower"})
+"""Sections that one method alone reads. `fedavg` is none of them: every run has that row."""
 
 
 def hash_settings(settings: Mapping[str, Scalar]) -> str:

@@ -11,8 +11,7 @@ second derivatives: dG'/dw_j = -eta_G grad L_j, hence dL_val/dw_j = -eta_G <grad
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,13 +25,13 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
-from fedbicross_flwr.parallel import Call, Check, Step, call_here, side_by_side
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows, SourceGradients
-from fedbicross_flwr.training import SCHEDULES
 
 FEW_SOURCES = 3
-"""In a mixture, up to so many sources have a backward pass each. That is cheaper for few, but grows with K,
-while the products that Eq. 8 needs are one forward-mode pass, about as long as two backward passes."""
+"""In a mixture, up to so many sources have a backward pass each, which is cheaper for few but grows with K.
+
+The products that Eq. 8 needs are one forward-mode pass, whatever K (`benchmarks.choices` times both).
+"""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
 
-class Images(NamedTuple):
-    """Some images of a source."""
+class Batch(NamedTuple):
+    """Some images of one source."""
 
     source: Source
     rows: Tensor
@@ -112,6 +111,7 @@ class Target:
         )
         self.layers = batch_norms(model)
         self.learned = config.weights == "learned"
+        self.together = config.normalisation == "mixture"
 
     def step(
         self, sources: Sequence[Source], t: int, iterations: int, lr: float, generator: torch.Generator
@@ -136,19 +136,19 @@ class Target:
         weights of zero leave a source out: it costs nothing, and has no part in a mixture.
         """
         chosen = [source.train for source in sources] if rows is None else rows
-        pairs, weights = [], []
+        batches, weights = [], []
         for source, drawn, weight in zip(sources, chosen, self.weights.tolist(), strict=True):
             if self.learned or weight > 0.0:
-                pairs.append(Images(source, drawn))
+                batches.append(Batch(source, drawn))
                 weights.append(weight)
-        gradients = self.mixed if self.config.normalisation == "mixture" else self.apart
-        total, by_source = gradients(pairs, weights, t, iterations)
+        weigh = self.weigh_together if self.together else self.weigh_apart
+        total, gradients = weigh(batches, weights, t, iterations)
         self.set_gradient(total)
         self.optimiser.step()
-        return by_source
+        return gradients
 
-    def apart(
-        self, pairs: Sequence[Images], weights: Sequence[float], t: int, iterations: int
+    def weigh_apart(
+        self, batches: Sequence[Batch], weights: Sequence[float], t: int, iterations: int
     ) -> tuple[Tensor, SourceGradients]:
         """Return sum_j w_j grad L_j and its parts, each source in a forward pass of its own.
 
@@ -157,35 +157,35 @@ class Target:
         """
         running = SourceStatistics(self.layers)
         gradients = []
-        for pair, weight in zip(pairs, weights, strict=True):
+        for batch, weight in zip(batches, weights, strict=True):
             with running.record(weight):
-                (loss,) = self.losses([pair], t, iterations)
+                (loss,) = self.losses([batch], t, iterations)
             gradients.append(self.gradient(loss))
         running.commit()
         rows = torch.stack(gradients)
         return rows.new_tensor(weights) @ rows, GradientRows(rows)
 
-    def mixed(
-        self, pairs: Sequence[Images], weights: Sequence[float], t: int, iterations: int
+    def weigh_together(
+        self, batches: Sequence[Batch], weights: Sequence[float], t: int, iterations: int
     ) -> tuple[Tensor, SourceGradients]:
         """Return sum_j w_j grad L_j and its parts, all sources in one forward pass.
 
         The weights have no part in the running statistics: every image counts once.
         """
-        losses = self.losses(pairs, t, iterations)
-        if self.learned and len(pairs) <= FEW_SOURCES:
+        losses = self.losses(batches, t, iterations)
+        if self.learned and len(batches) <= FEW_SOURCES:
             *others, last = losses
             rows = torch.stack([*(self.gradient(loss, keep=True) for loss in others), self.gradient(last)])
             return rows.new_tensor(weights) @ rows, GradientRows(rows)
+        total = self.gradient(torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum())
+        if not self.learned:
+            return total, GradientRows(total.unsqueeze(0))
         before = {
             name: parameter.detach().clone()
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
-        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
-        return self.gradient(total), DirectionalDerivatives(
-            before, lambda at: torch.stack(self.losses(pairs, t, iterations, at))
-        )
+        return total, DirectionalDerivatives(before, lambda at: self.losses_at(at, batches, t, iterations))
 
     def gradient(self, loss: Tensor, keep: bool = False) -> Tensor:
         """Return the gradient in one vector (P,); `keep` the graph for other losses of the same pass."""
@@ -198,47 +198,54 @@ class Target:
 
         In a mixture the cluster's own validation images are normalised together with those of all sources.
         """
-        pairs = [Images(source, source.validation) for source in sources]
+        batches = [Batch(source, source.validation) for source in sources]
         with SourceStatistics(self.layers).record(0.0):
-            if self.config.normalisation == "mixture":
-                loss = self.losses(pairs, t, iterations)[self.cluster]
+            if self.together:
+                loss = self.losses(batches, t, iterations)[self.cluster]
             else:
-                (loss,) = self.losses([pairs[self.cluster]], t, iterations)
+                (loss,) = self.losses([batches[self.cluster]], t, iterations)
         validation_gradient = self.gradient(loss)
         gradient = outer_gradient(validation_gradient, source_gradients, lr)
         scale = SCALES[self.config.weight_gradient]
         gradient = scale(gradient, validation_gradient, source_gradients, lr)
         self.weights = project_onto_simplex(self.weights - self.config.weight_lr * gradient)
 
-    def losses(
-        self,
-        pairs: Sequence[Images],
-        t: int,
-        iterations: int,
-        at: Mapping[str, Tensor] | None = None,
-    ) -> list[Tensor]:
-        """Return L_KD^(t) (Eq. 5) on some images of each source, all in one pass by batch statistics.
+    def losses(self, batches: Sequence[Batch], t: int, iterations: int) -> list[Tensor]:
+        """Return L_KD^(t) (Eq. 5) on each batch, all in one pass by batch statistics."""
+        student = self.compute.logits(self.model, self.images(batches, t))
+        return self.losses_of(student, batches, t, iterations)
 
-        `at` other parameters than the model's own it is computed in full precision, and the running
-        statistics stay as they are.
+    def losses_at(
+        self, at: Mapping[str, Tensor], batches: Sequence[Batch], t: int, iterations: int
+    ) -> Tensor:
+        """Return the same losses (K,) at other parameters, which leaves the running statistics alone.
+
+        In full precision and not compiled: forward-mode differentiation in bfloat16 took twice as long as in
+        float32 on a CPU, and compiled code does not know it.
         """
-        drawn = torch.cat([pair.source.iterates[t][pair.rows] for pair in pairs])
-        images = self.compute.images(drawn.float())
-        if at is None:
-            student = self.compute.logits(self.model, images)
-        else:
-            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            student = functional_call(self.model, {**at, **buffers}, images)
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        student = functional_call(self.model, {**at, **buffers}, self.images(batches, t))
+        return torch.stack(self.losses_of(student, batches, t, iterations))
+
+    def images(self, batches: Sequence[Batch], t: int) -> Tensor:
+        """Return all images of the batches at iterate t."""
+        drawn = torch.cat([batch.source.iterates[t][batch.rows] for batch in batches])
+        return self.compute.images(drawn.float())
+
+    def losses_of(self, student: Tensor, batches: Sequence[Batch], t: int, iterations: int) -> list[Tensor]:
+        """Return Eq. 5 of each batch, of the student's answers to all of them."""
         share = noise_share(t, iterations)
         return [
             trajectory_loss(
                 part,
-                pair.source.teacher[t][pair.rows],
-                pair.source.adapted[t][pair.rows],
+                batch.source.teacher[t][batch.rows],
+                batch.source.adapted[t][batch.rows],
                 share,
                 self.config.temperature,
             )
-            for part, pair in zip(student.split([len(pair.rows) for pair in pairs]), pairs, strict=True)
+            for part, batch in zip(
+                student.split([len(batch.rows) for batch in batches]), batches, strict=True
+            )
         ]
 
     def state(self) -> dict[str, Tensor]:
@@ -261,102 +268,3 @@ class Target:
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """Return tensors in one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def replay_schedule(iterations: int, config: CrossClusterConfig, generator: torch.Generator) -> list[int]:
-    """Return the iterates t in the order of one synthesis round's replay: all sweeps one after another."""
-    replayed = replayed_steps(iterations, config)
-    order: list[int] = []
-    for _ in range(config.sweeps):
-        if config.replay_order == "shuffled":
-            picks = torch.randperm(len(replayed), generator=generator).tolist()
-            order += [replayed[index] for index in picks]
-        else:
-            order += replayed
-    return order
-
-
-def replayed_steps(iterations: int, config: CrossClusterConfig) -> list[int]:
-    """Return the t that are replayed: the last ``replay_fraction`` of 1..T, at least one."""
-    count = max(round(iterations * config.replay_fraction), 1)
-    return list(range(iterations - count + 1, iterations + 1))
-
-
-def optimise(
-    targets: Sequence[Target],
-    sources: Sequence[Source],
-    order: Sequence[int],
-    iterations: int,
-    done: int,
-    total: int,
-    generators: Sequence[torch.Generator],
-    after_step: Callable[[int], None] = lambda step: None,
-    workers: int = 1,
-    call: Call = call_here,
-) -> Tensor:
-    """Replay one synthesis round over all targets, which do not depend on each other.
-
-    Parameters
-    ----------
-    order : sequence of int
-        The t of each step.
-    iterations : int
-        T.
-    done, total : int
-        Steps before this round, and steps of all rounds: the learning-rate schedule is in fractions of
-        the whole.
-    generators : sequence of torch.Generator
-        One a target: draws the images of its steps.
-    after_step : callable
-        Called with 1, 2, ... for each step of each target.
-    workers : int, default 1
-        Targets that are worked on at once.
-    call : callable, optional
-        Works on one target, here or elsewhere.
-
-    Returns
-    -------
-    Tensor
-        w after each step, (steps, K, K).
-    """
-    steps = itertools.count(1)
-
-    def replay(work: tuple[Target, torch.Generator], check: Check) -> Tensor:
-        target, generator = work
-        history, state = call(
-            replay_target,
-            *(target, sources, order, iterations, done, total, generator),
-            after_step=lambda step: after_step(next(steps)),
-            check=check,
-        )
-        target.load(state)
-        return history
-
-    pairs = list(zip(targets, generators, strict=True))
-    return torch.stack(side_by_side(replay, pairs, workers), dim=1)
-
-
-def replay_target(
-    target: Target,
-    sources: Sequence[Source],
-    order: Sequence[int],
-    iterations: int,
-    done: int,
-    total: int,
-    generator: torch.Generator,
-    after_step: Step,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Replay one synthesis round over one target; see `optimise`.
-
-    Returns
-    -------
-    tuple of Tensor and dict of str to Tensor
-        w_k after each step, (steps, K), and the target's state after the last.
-    """
-    config, history = target.config, []
-    for step, t in enumerate(order):
-        lr = config.lr * SCHEDULES[config.schedule]((done + step) / total)
-        target.step(sources, t, iterations, lr, generator)
-        history.append(target.weights.detach().cpu())
-        after_step(step + 1)
-    return torch.stack(history), target.state()

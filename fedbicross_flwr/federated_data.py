@@ -21,6 +21,7 @@ from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.site.store import short_hash
 from fedbicross_flwr.training import LabelledImages
 
 
@@ -147,13 +148,14 @@ class FederatedData:
 
     def client(self, client: int) -> ClientImages:
         """Read one client's images, and no other client's training images."""
+        train, test = self.partition.train[client], self.partition.test[client]
         tests = {
             "global": self.read("test", np.arange(len(self.source.labels("test")))),
-            "local": self.read("test", self.partition.test[client]),
+            "local": self.read("test", test),
         }
-        return ClientImages(
-            self.read("train", self.partition.train[client]), tests, self.source.fingerprint()
-        )
+        # How images are dealt follows from settings and seed only as long as NumPy draws the same.
+        dealt = short_hash(f"{train.tolist()}/{test.tolist()}")
+        return ClientImages(self.read("train", train), tests, f"{self.source.fingerprint()}/{dealt}")
 
     def read(self, part: Part, rows: NDArray[np.int64]) -> LabelledImages:
         """Read images and labels of some rows."""

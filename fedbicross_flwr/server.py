@@ -177,7 +177,11 @@ class Server:
         )
         with cpu_threads(1), ray_tasks(self.config.runtime, self.compute) as elsewhere:
             task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder, elsewhere)
-            return self.take_outcome(method_named(self.config.method).serve(uploads, task))
+            outcome = method_named(self.config.method).serve(uploads, task)
+            quality = synthetic_quality(uploads, outcome, task)
+        if quality is not None:
+            self.folder.write_json("synthetic.json", asdict(quality))
+        return self.take_outcome(outcome)
 
     def take_outcome(self, outcome: ServerOutcome) -> ServerOutcome:
         """Take what a method has learned, and write it down."""
@@ -232,16 +236,13 @@ class Server:
         start = time.perf_counter()
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         task = ServerTask(self.spec, self.config, self.compute, self.progress)
-        assert self.outcome is not None
-        with cpu_threads(1), torch.inference_mode():
-            # None after many rounds of one of Flower's strategies; and sites keep their test images.
-            if uploads and isinstance(self.federation, FederatedData):
+        # None after many rounds of one of Flower's strategies; and sites keep their test images.
+        if uploads and isinstance(self.federation, FederatedData):
+            with cpu_threads(1), torch.inference_mode():
                 server_scores(uploads, done, self.federation, task)
-            quality = synthetic_quality(uploads, self.outcome, task)
-        if quality is not None:
-            self.folder.write_json("synthetic.json", asdict(quality))
         seconds = {**self.folder.seconds(), **rounds, "evaluation": time.perf_counter() - start}
         seconds["total"] = time.perf_counter() - self.started
+        assert self.outcome is not None
         model_bytes = payload_bytes(self.outcome.models[0])
         more = upload_bytes(uploads[0]) - model_bytes if uploads else 0
         replayed = Shipment({}, self.outcome.replay).num_bytes

@@ -74,5 +74,8 @@ class DirectionalDerivatives:
         leaves = {name: parameter.clone().requires_grad_() for name, parameter in self.parameters.items()}
         with torch.enable_grad():
             losses = self.losses(leaves)
-        gradients = [torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for loss in losses]
-        return torch.stack([torch.stack([part.norm() for part in gradient]).norm() for gradient in gradients])
+        norms = []
+        for loss in losses:
+            parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
+            norms.append(torch.stack([part.norm() for part in parts]).norm())
+        return torch.stack(norms)

@@ -27,10 +27,10 @@ class SyntheticQuality:
     ----------
     images : int
         How many.
-    agreement : float
-        Share that all uploads together take for the image's label.
+    agreement : float, optional
+        Share that all uploads together take for the image's label; None where labels are answers themselves.
     classes : int
-        Labels of which at least one image is taken for it.
+        Labels of which at least one image is taken for its label.
     learned : float
         Share to which the model that was learned from the image answers as the uploads do.
     most_frequent : float
@@ -38,7 +38,7 @@ class SyntheticQuality:
     """
 
     images: int
-    agreement: float
+    agreement: float | None
     classes: int
     learned: float
     most_frequent: float
@@ -47,9 +47,12 @@ class SyntheticQuality:
 def synthetic_quality(
     uploads: Sequence[ClientUpload], outcome: ServerOutcome, task: ServerTask
 ) -> SyntheticQuality | None:
-    """Judge the images of an outcome; None without any, or without uploads that could judge."""
+    """Judge the images of an outcome by the uploads that it was learned from.
+
+    None without images, or where it is not said which model was learned from which.
+    """
     made = outcome.findings.synthetic
-    if not made or not uploads:
+    if len(made) != len(outcome.models) or not all(len(labels) for _, labels in made):
         return None
     together = Ensemble([task.load(upload.state) for upload in uploads], JUDGE)
     answers = [ensemble_scores(together, images, task.compute).argmax(1).cpu() for images, _ in made]
@@ -65,7 +68,7 @@ def synthetic_quality(
     taken = answer == label
     return SyntheticQuality(
         images=len(label),
-        agreement=float(taken.float().mean()),
+        agreement=float(taken.float().mean()) if outcome.findings.aimed else None,
         classes=len(label[taken].unique()),
         learned=float((student == answer).float().mean()),
         most_frequent=float(student.bincount().max()) / len(student),

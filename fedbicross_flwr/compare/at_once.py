@@ -15,6 +15,7 @@ from typing import Any
 
 from fedbicross_flwr.compare.engine import Done, Failure, Pace, Say, note_failure, skip_finished, timed_run
 from fedbicross_flwr.compare.plan import PlannedRun
+from fedbicross_flwr.compare.variants import FLOWER
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.ray_tasks import first_line, own_ray
@@ -43,6 +44,11 @@ def check_jobs(runs: Sequence[PlannedRun], flower: bool, jobs: int) -> None:
             "by side; leave one out"
         )
     for run in runs:
+        if run.variant.name.startswith(FLOWER):
+            raise FedBiCrossError(
+                f"{run.variant.name} runs under Flower, which takes all cores for one run; give it a call "
+                f"without --jobs {jobs}, with the same --out"
+            )
         device = run.config.runtime.device
         if device.partition(":")[2] not in ("", "0"):
             raise FedBiCrossError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from fedbicross_flwr.compare.collect import CellRuns
-from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS
-from fedbicross_flwr.compare.variants import VARIANTS
+from collections.abc import Mapping
+from typing import Final
+
+from fedbicross_flwr.compare.collect import CellRuns, Run
+from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS, MANY_ROUNDS
+from fedbicross_flwr.compare.variants import FLOWER, VARIANTS, Variant
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.units import listing
@@ -16,9 +19,34 @@ Accuracies = dict[tuple[str, int], float]
 
 SAME = 1e-9
 
+TRAINING: Final = frozenset({"data", "partition", "model", "client"})
+"""Sections that everything with a client's recipe reads, on the same images and test images."""
+
+FINE_TUNING: Final = frozenset({"personal.epochs", "personal.lr", "personal.schedule"})
+"""What fine-tuning a global model reads of stage 3."""
+
+INITIAL_WEIGHTS: Final = "client.initial_weights"
+"""Every round of a strategy starts at the global model, whatever this says."""
+
+STRATEGIES_THAT_READ: Final[Mapping[str, frozenset[str]]] = {
+    "flower.proximal_mu": frozenset({"FedProx"}),
+    "flower.server_lr": frozenset({"FedAvgM"}),
+    "flower.server_momentum": frozenset({"FedAvgM"}),
+    "flower.adam_lr": frozenset({"FedAdam"}),
+    "flower.adagrad_lr": frozenset({"FedAdagrad"}),
+    "flower.yogi_lr": frozenset({"FedYogi"}),
+    "flower.beta_1": frozenset({"FedAdam", "FedYogi"}),
+    "flower.beta_2": frozenset({"FedAdam", "FedYogi"}),
+    "flower.tau": frozenset({"FedAdam", "FedAdagrad", "FedYogi"}),
+    "flower.trim": frozenset({"FedTrimmedAvg"}),
+    "flower.malicious": frozenset({"Krum"}),
+    "flower.q": frozenset({"QFedAvg"}),
+}
+"""Settings of section ``flower`` that some strategies read alone; all read the others."""
+
 
 def fairness_notes(cell: CellRuns) -> tuple[str, ...]:
-    """Return one sentence for each way in which the one-shot runs of a cell do not compare."""
+    """Return one sentence for each way in which the runs of a cell do not compare."""
     return (*_settings(cell), *_versions(cell), *_uploads(cell))
 
 
@@ -29,21 +57,41 @@ def shaping_keys() -> frozenset[str]:
     return frozenset(key for key in shaping - own - {"seed"} if not key.startswith("runtime."))
 
 
+def reads(variant: Variant, key: str) -> bool:
+    """Return whether a setting shapes what a variant's own rows say.
+
+    A central model reads no more than a client's recipe and the images; a strategy of many rounds also its
+    section and stage 3's budget. One-shot methods are held to all settings but those of strategies.
+    """
+    section = key.partition(".")[0]
+    if variant.group in CEILING_GROUPS:
+        return section in TRAINING
+    if variant.group != MANY_ROUNDS:
+        return section != MANY_ROUNDS
+    if section == MANY_ROUNDS:
+        strategy = variant.name.removeprefix(FLOWER)
+        return key not in STRATEGIES_THAT_READ or strategy in STRATEGIES_THAT_READ[key]
+    return (section in TRAINING and key != INITIAL_WEIGHTS) or key in FINE_TUNING
+
+
 def _settings(cell: CellRuns) -> list[str]:
-    runs = [(run, record) for run, record in cell.records() if run.variant.group not in CEILING_GROUPS]
-    if not runs:
-        return []
+    """Return where a run differs from the first one that reads the same setting."""
     keys, notes = shaping_keys(), []
-    first, expected = runs[0]
-    for run, record in runs[1:]:
-        keys_there = keys & record.config.keys() & expected.config.keys()
-        different = sorted(key for key in keys_there if record.config[key] != expected.config[key])
-        if different:
-            shown = [f"{key} ({expected.config[key]} and {record.config[key]})" for key in different]
-            notes.append(
-                f"{first.variant.name} seed {first.seed} and {run.variant.name} seed {run.seed} "
-                f"do not compare: they differ in {listing(shown)}."
-            )
+    first: dict[str, tuple[Run, RunRecord]] = {}
+    for run, record in cell.records():
+        different: dict[str, list[str]] = {}
+        for key in sorted(keys & record.config.keys()):
+            if not reads(run.variant, key):
+                continue
+            other, expected = first.setdefault(key, (run, record))
+            if record.config[key] != expected.config[key]:
+                name = f"{other.variant.name} seed {other.seed}"
+                both = f"{key} ({expected.config[key]} and {record.config[key]})"
+                different.setdefault(name, []).append(both)
+        notes += [
+            f"{name} and {run.variant.name} seed {run.seed} do not compare: they differ in {listing(shown)}."
+            for name, shown in different.items()
+        ]
     return notes
 
 
@@ -60,20 +108,31 @@ def _versions(cell: CellRuns) -> list[str]:
 
 
 def _uploads(cell: CellRuns) -> list[str]:
-    """Return where the runs of one seed did not start from the same clients' models: local-only tells."""
+    """Return where the runs of one seed do not have the same clients' models: local-only tells.
+
+    Strategies of many rounds do not start from these models, but they have the control too, and it is the
+    same if their clients are. A central model has none.
+    """
     notes = []
-    first: dict[int, tuple[str, Accuracies]] = {}
+    first: dict[int, tuple[Run, RunRecord, Accuracies]] = {}
     for run, record in cell.records():
         found = _local_only(record)
-        if not found or run.variant.group in CEILING_GROUPS:
+        if not found:
             continue
-        name, expected = first.setdefault(run.seed, (run.variant.name, found))
+        other, former, expected = first.setdefault(run.seed, (run, record, found))
         apart = max((abs(found[key] - expected[key]) for key in found.keys() & expected), default=0)
-        if found.keys() != expected.keys() or apart > SAME:
-            notes.append(
-                f"Seed {run.seed}: {name} and {run.variant.name} did not start from the same clients' models "
-                f"(local-only differs by up to {100 * apart:.1f} points, or in its clients)."
-            )
+        if found.keys() == expected.keys() and apart <= SAME:
+            continue
+        if run.variant.group != MANY_ROUNDS:
+            said = "did not start from the same clients' models"
+        elif record.config.get(INITIAL_WEIGHTS) == former.config.get(INITIAL_WEIGHTS):
+            said = "do not have the same clients"
+        else:
+            continue
+        notes.append(
+            f"Seed {run.seed}: {other.variant.name} and {run.variant.name} {said} "
+            f"(local-only differs by up to {100 * apart:.1f} points, or in its clients)."
+        )
     return notes
 
 

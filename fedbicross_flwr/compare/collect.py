@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.compare.variants import GROUPS, VARIANTS, Variant
+from fedbicross_flwr.compare.work_log import WorkLog, read_work_log
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.record import RunRecord
+from fedbicross_flwr.report.rounds import load_rounds
 from fedbicross_flwr.report.run_folder import load_run
 from fedbicross_flwr.settings import Scalar
 
@@ -47,7 +49,8 @@ class CellName:
 class Run:
     """One run folder: `record` when its `state` is ``"done"``, and `problem`, one line, otherwise.
 
-    The record's images and curves are left out; they are many, and `load_run` reads them again.
+    The record's images and curves are left out; they are many, and `load_run` reads them again. `rounds` is
+    how many one of Flower's strategies took, `log` what the clients did here.
     """
 
     variant: Variant
@@ -56,6 +59,8 @@ class Run:
     state: str
     record: RunRecord | None = None
     problem: str = ""
+    rounds: int | None = None
+    log: WorkLog | None = None
 
     @property
     def complaint(self) -> str:
@@ -140,11 +145,12 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _place(variant: Variant) -> tuple[int, int, int, str]:
-    """Return where a variant stands in the tables; the cluster-count study is ordered by K."""
+    """Return where a variant stands in the tables; the cluster-count study goes by K."""
     group = GROUPS.index(variant.group) if variant.group in GROUPS else len(GROUPS)
     known = list(VARIANTS)
     index = known.index(variant.name) if variant.name in known else len(known)
-    return group, index, int(variant.overrides.get("clustering.clusters", 0)), variant.name
+    clusters = variant.overrides.get("clustering.clusters")
+    return group, index, clusters if isinstance(clusters, int) else 0, variant.name
 
 
 def _runs(cell: CellName, folder: Path) -> Iterator[Run]:
@@ -161,10 +167,12 @@ def _read(cell: CellName, variant: Variant, seed: int, folder: Path) -> Run:
             record = load_run(folder)
             _check(record, cell, seed)
             light = dataclasses.replace(record, synthetic=(), inversion=None, weights=None)
-            return Run(variant, seed, folder, DONE, light)
+            said = load_rounds(folder)
+            rounds = said.rounds if said else None
+            return Run(variant, seed, folder, DONE, light, rounds=rounds, log=read_work_log(folder))
         if (folder / "failed.json").is_file():
-            said = Node.read(folder / "failed.json")["error"].text()
-            return Run(variant, seed, folder, FAILED, problem=_line(said))
+            error_text = Node.read(folder / "failed.json")["error"].text()
+            return Run(variant, seed, folder, FAILED, problem=_line(error_text))
     except FedBiCrossError as error:
         return Run(variant, seed, folder, UNREADABLE, problem=_line(str(error)))
     return Run(variant, seed, folder, UNFINISHED)

@@ -83,7 +83,7 @@ def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int =
     from fedbicross_flwr.compare.tables import write_comparison
 
     check_jobs(runs, flower, jobs)
-    check_runs(runs, flower, out)
+    check_runs(runs, out)
     failures = make_runs(runs, flower) if jobs == 1 else make_at_once(runs, jobs, say_at_once)
     for failure in failures:
         print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
@@ -95,7 +95,7 @@ def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int =
     return 1 if failures else 0
 
 
-def check_runs(runs: Sequence[PlannedRun], flower: bool, out: Path) -> None:
+def check_runs(runs: Sequence[PlannedRun], out: Path) -> None:
     """Find every mistake before the first run starts: methods, tracker, data, partitions, device, folders.
 
     Raises
@@ -105,8 +105,6 @@ def check_runs(runs: Sequence[PlannedRun], flower: bool, out: Path) -> None:
     """
     for run in runs:
         if run.variant.name.startswith(FLOWER):
-            if not flower:
-                raise FedBiCrossError(f"{run.variant.name} runs under Flower only: add --flower")
             check_rounds(run.config, "flower")
         elif not run.central:
             method_named(run.config.method)
@@ -229,6 +227,7 @@ def start_run(run: PlannedRun, flower: bool) -> None:
     if run.central:
         run_central(run.config, run.folder)
         return
+    flower = flower or run.variant.name.startswith(FLOWER)
     if flower:
         # Flower's log goes into the folder, which must be this run's before anything else is there.
         open_run(run.config, run.folder)

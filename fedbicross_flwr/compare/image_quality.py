@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Final
 
 from fedbicross_flwr.compare.collect import CellRuns
 from fedbicross_flwr.report.record import SyntheticQuality
 from fedbicross_flwr.report.render import markdown_table
 from fedbicross_flwr.report.seeds_table import Spread
+from fedbicross_flwr.report.units import ABSENT, count
 
-MEASURES: dict[str, Callable[[SyntheticQuality], float]] = {
+MEASURES: Final[dict[str, Callable[[SyntheticQuality], float | None]]] = {
     "Taken for their label": lambda found: found.agreement,
-    "Learned": lambda found: found.learned,
+    "Learned by the model": lambda found: found.learned,
     "Most frequent answer": lambda found: found.most_frequent,
 }
 LEGEND = (
-    "Of the last synthetic images, in percent, mean ± sample standard deviation over seeds. Taken for their "
-    "label: by all uploads together (the mean of their probabilities). Classes: of how many at least one "
-    "image is. Learned: the shipped model answers as the uploads do. Most frequent answer: of the shipped "
-    "model; near 100, it says one class to everything."
+    "The last synthetic images of each method, judged by all uploads together (the mean of their "
+    "probabilities). Classes: those of which at least one image is taken for its label. In percent, mean ± "
+    "sample standard deviation over seeds: images taken for their label (DAFL's labels are the answers "
+    "themselves); images to which the shipped model answers as the uploads do; the shipped model's most "
+    "frequent answer, near 100 if it says one class to everything."
 )
 
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """One method: the spread of each of `MEASURES` over seeds, and the mean numbers of images and classes."""
+    """One method: how many seeds, mean numbers of images and classes, the spread of each of `MEASURES`."""
 
     title: str
+    seeds: int
     images: float
     classes: float
-    measures: tuple[Spread, ...]
+    measures: tuple[Spread | None, ...]
 
 
 def image_quality(cell: CellRuns) -> tuple[ImageQuality, ...]:
@@ -41,20 +45,25 @@ def image_quality(cell: CellRuns) -> tuple[ImageQuality, ...]:
         runs = [run.quality for _, run in cell.records(variant.name) if run.quality is not None]
         if not runs:
             continue
-        spreads = []
-        for read in MEASURES.values():
-            values = [read(run) for run in runs]
-            spreads.append(Spread(fmean(values), stdev(values) if len(values) > 1 else None))
         images, classes = fmean(run.images for run in runs), fmean(run.classes for run in runs)
-        found.append(ImageQuality(variant.title, images, classes, tuple(spreads)))
+        spreads = tuple(_spread([read(run) for run in runs]) for read in MEASURES.values())
+        found.append(ImageQuality(variant.title, len(runs), images, classes, spreads))
     return tuple(found)
 
 
-def image_quality_markdown(found: tuple[ImageQuality, ...]) -> str:
-    """Return the table with its legend."""
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return Spread(fmean(known), stdev(known) if len(known) > 1 else None)
+
+
+def image_quality_markdown(found: Sequence[ImageQuality], seeds: int) -> str:
+    """Return the table with its legend; `seeds` are those of the whole cell."""
     header = ("Synthetic images of", "Images", "Classes", *MEASURES)
-    body = [
-        [one.title, f"{one.images:.0f}", f"{one.classes:.1f}", *(str(value) for value in one.measures)]
-        for one in found
-    ]
+    body = []
+    for one in found:
+        title = one.title if one.seeds == seeds else f"{one.title} ({one.seeds} of {count(seeds, 'seed')})"
+        values = [ABSENT if value is None else str(value) for value in one.measures]
+        body.append([title, f"{one.images:.0f}", f"{one.classes:.1f}", *values])
     return f"{markdown_table(header, body)}\n\n{LEGEND}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from fedbicross_flwr.compare.collect import CellRuns, Run
-from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS, Variant
+from fedbicross_flwr.compare.collect import CLUSTER_COUNT, CellRuns, Run
+from fedbicross_flwr.compare.variants import ASKED_FOR, FLOWER, VARIANTS, Variant
+from fedbicross_flwr.compare.wall_time import wall_seconds
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
+from fedbicross_flwr.report.units import count
 from fedbicross_flwr.rows import ROWS
 
 SHIPPED, PERSONAL = "shipped", "personal"
@@ -17,7 +19,13 @@ CONTROL, CEILING = "control", "ceiling"
 CONTROLS = ("local-only", "same-budget")
 ENSEMBLE = "ensemble"
 ONE_SHOT_GROUPS = frozenset({"one-shot", "ablation", "clustering"})
-CEILING_GROUPS = frozenset({"reference", "flower"})
+CEILING_GROUPS = frozenset({"reference"})
+MANY_ROUNDS = "flower"
+BELOW = CEILING_GROUPS | {MANY_ROUNDS}
+"""Groups that stand below the one-shot methods, and do not compete with them."""
+
+ONE_SHOT_ROUNDS = 2
+"""The upload, and the model that comes back."""
 
 NOT_THE_SERVERS = frozenset({"upload round", "personalisation round", "evaluation", "total"})
 """Times in ``run.json`` that are not the server's own work."""
@@ -25,12 +33,26 @@ NOT_THE_SERVERS = frozenset({"upload round", "personalisation round", "evaluatio
 
 @dataclass(frozen=True)
 class SeedScores:
-    """One row of one run: scores by protocol and client, bytes per client, the server's seconds."""
+    """One row of one run: scores by protocol and client, and what it costs.
+
+    Parameters
+    ----------
+    scores : mapping of str to mapping of int to Score
+        By protocol and client.
+    bytes_up, bytes_down : int
+        Bytes that each client sends and receives.
+    server_seconds, wall_seconds : float, optional
+        Time of the server's own stages; time of the run as it would have been alone, where that is known.
+    rounds : int, optional
+        Rounds of messages with the clients; None where there is no federation, or it is not known.
+    """
 
     scores: Mapping[str, Mapping[int, Score]]
     bytes_up: int
     bytes_down: int
     server_seconds: float | None
+    rounds: int | None = None
+    wall_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +82,23 @@ class Line:
 
     @property
     def competes(self) -> bool:
-        """Whether it is a one-shot method. Controls and ceilings are none; of several K, none is chosen here.
+        """Whether it is a one-shot method. Controls, ceilings and strategies of many rounds are none.
 
-        The best K of several, by these test images, would be a choice on test data.
+        Of several K none is chosen here: the best by these test images would be a choice on test data.
         """
         return self.group in ONE_SHOT_GROUPS and bool(self.seeds)
+
+    @property
+    def remark(self) -> str:
+        """What a reader must know of a line that is no one-shot method: a ceiling, or how many rounds."""
+        if self.group == CEILING or self.group in CEILING_GROUPS:
+            return CEILING
+        if self.group != MANY_ROUNDS:
+            return ""
+        # The last model is sent to the clients in a round of its own.
+        taken = {row.rounds for row in self.seeds.values()}
+        rounds = taken.pop() if len(taken) == 1 else None
+        return "many rounds" if rounds is None else count(rounds - 1, "round")
 
     @property
     def state(self) -> str:
@@ -73,7 +107,7 @@ class Line:
 
 
 def lines_of(cell: CellRuns) -> tuple[Line, ...]:
-    """Return the lines of a cell: controls, one-shot methods with their variants, ceilings.
+    """Return the lines of a cell: controls, one-shot methods with their variants, ceilings, many rounds.
 
     A known variant that was not run stands there with one line and no seeds; Flower's own strategies stand
     there only when they were run.
@@ -84,13 +118,14 @@ def lines_of(cell: CellRuns) -> tuple[Line, ...]:
     order = [name for name in VARIANTS if name in named]
     order += [variant.name for variant in cell.variants if variant.name not in VARIANTS]
     variants = [named[name] for name in order]
-    methods = [variant for variant in variants if variant.group not in CEILING_GROUPS]
-    above = [variant for variant in variants if variant.group in CEILING_GROUPS]
+    methods = [variant for variant in variants if variant.group not in BELOW]
+    others = [variant for variant in variants if variant.group in BELOW]
+    wall = wall_seconds(cell)
     return (
         *(_common(cell, key, CONTROL) for key in CONTROLS),
-        *(line for variant in methods for line in _own(cell, variant)),
+        *(line for variant in methods for line in _own(cell, variant, wall)),
         _common(cell, ENSEMBLE, CEILING),
-        *(line for variant in above for line in _own(cell, variant)),
+        *(line for variant in others for line in _own(cell, variant, wall)),
     )
 
 
@@ -119,41 +154,54 @@ def server_seconds(record: RunRecord) -> float:
 
 def _common(cell: CellRuns, key: str, group: str) -> Line:
     """Return a line that every run has: of each seed, the first run that has it."""
+    rounds = 0 if group == CONTROL else ONE_SHOT_ROUNDS
     seeds: dict[int, SeedScores] = {}
     for run, record in cell.records():
         row = record.results.row(ROWS[key].name) if record.results else None
         if row is not None:
-            seeds.setdefault(run.seed, _scores(row, None))
+            seeds.setdefault(run.seed, SeedScores(row.scores, row.bytes_up, row.bytes_down, None, rounds))
     return Line(key, group, ROWS[key].name, group, dict(sorted(seeds.items())))
 
 
-def _own(cell: CellRuns, variant: Variant) -> tuple[Line, ...]:
+def _own(cell: CellRuns, variant: Variant, wall: Mapping[tuple[str, int], float]) -> tuple[Line, ...]:
     found: dict[str, dict[int, SeedScores]] = {SHIPPED: {}, PERSONAL: {}}
-    names: dict[str, str] = {}
     for run, record in cell.records(variant.name):
         for role, row in zip(found, own_rows(run, record), strict=False):
-            found[role][run.seed] = _scores(row, server_seconds(record))
-            names.setdefault(role, row.name)
+            found[role][run.seed] = SeedScores(
+                *(row.scores, row.bytes_up, row.bytes_down, server_seconds(record), _rounds(run)),
+                wall.get((variant.name, run.seed)),
+            )
     missing = {run.seed: run.state for run in cell.of(variant.name) if run.record is None}
-    # The name of a row of Flower's strategies says how many rounds it took.
-    titles = names if variant.group == "flower" else _titles(variant, both=bool(found[PERSONAL]))
     lines = tuple(
         Line(variant.name, role, title, variant.group, found[role], missing)
-        for role, title in titles.items()
+        for role, title in _titles(variant, both=bool(found[PERSONAL])).items()
         if found[role]
     )
-    return lines or (Line(variant.name, PERSONAL, variant.title, variant.group, {}, missing),)
+    return lines or (Line(variant.name, PERSONAL, _title(variant), variant.group, {}, missing),)
+
+
+def _rounds(run: Run) -> int | None:
+    """Return a run's rounds with its clients: R and one for the last model, or those of one shot.
+
+    A central model has none, as there is no federation.
+    """
+    if run.rounds is not None:
+        return run.rounds + 1
+    known = run.variant.group in ONE_SHOT_GROUPS or run.variant.group == CLUSTER_COUNT
+    return ONE_SHOT_ROUNDS if known else None
+
+
+def _title(variant: Variant) -> str:
+    """Return a variant's title; how many rounds a strategy took is said beside it (`Line.remark`)."""
+    return variant.name.removeprefix(FLOWER) if variant.group == MANY_ROUNDS else variant.title
 
 
 def _titles(variant: Variant, both: bool) -> dict[str, str]:
     """Return the titles of a variant's rows; FedBiCross is named for its end, the others for their model."""
+    title = _title(variant)
     if not both:
-        return {SHIPPED: variant.title}
+        return {SHIPPED: title}
     if variant.overrides.get("method") != "fedbicross":
-        return {SHIPPED: variant.title, PERSONAL: f"{variant.title}, fine-tuned"}
-    comma = "," if "," in variant.title else ""
-    return {SHIPPED: f"{variant.title}{comma} without personal distillation", PERSONAL: variant.title}
-
-
-def _scores(row: ResultRow, seconds: float | None) -> SeedScores:
-    return SeedScores(row.scores, row.bytes_up, row.bytes_down, seconds)
+        return {SHIPPED: title, PERSONAL: f"{title}, fine-tuned"}
+    comma = "," if "," in title else ""
+    return {SHIPPED: f"{title}{comma} without personal distillation", PERSONAL: title}

@@ -18,6 +18,12 @@ LEVEL = 0.05
 MIN_PAIRS = 6
 """With fewer pairs that differ, no outcome of a two-sided signed-rank test is below .05 (2 / 2^5 = .06)."""
 
+NOT_INDEPENDENT = (
+    "Pairs are (seed, client). Clients of one seed share one server model, so the pairs are not independent, "
+    "and p is too small rather than too large. The strongest other method is the strongest on these same "
+    "test images, and p is not corrected for the number of tests."
+)
+
 
 @dataclass(frozen=True)
 class PairedTest:

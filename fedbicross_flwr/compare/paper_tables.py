@@ -6,15 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from fedbicross_flwr.compare.collect import CellRuns, Comparison
+from fedbicross_flwr.compare.collect import CellRuns, Comparison, Run
 from fedbicross_flwr.compare.lines import Line, line_of, lines_of
+from fedbicross_flwr.compare.paired import paired_tests
 from fedbicross_flwr.compare.paper import Paper, PaperRow, PaperTable, load_paper
-from fedbicross_flwr.compare.tables import BY_KEY, spread
+from fedbicross_flwr.compare.tables import BY_KEY, best_of, spread
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.units import listing
+from fedbicross_flwr.settings import read_toml
+
+NOT_RUN = "not run"
+CLUSTERS = "clustering.clusters"
+MARKED = ("global_accuracy", "local_accuracy")
+"""Columns of a table, in their order; each has its best method."""
 
 NUMBERS = {"1": "I", "2": "II", "3": "III"}
 OURS = "fedbicross"
@@ -22,13 +30,33 @@ OURS = "fedbicross"
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of the table: ours under both protocols, fractions, over `seeds`; the paper's in percent."""
+    """One method in one cell.
+
+    Parameters
+    ----------
+    alpha : float
+        The cell's.
+    ours_global, ours_local : Spread or None
+        Our accuracy under both protocols, fractions.
+    seeds, cell_seeds : int
+        Over how many seeds that is, and how many the cell has.
+    state : str
+        Why there is none: ``not run``, ``failed``, ``not finished``, ``unreadable`` or several of them.
+    paper : float or None
+        The paper's figure, in percent.
+    best_global, best_local : bool
+        Whether it is the best one-shot method of its column.
+    """
 
     alpha: float
     ours_global: Spread | None
     ours_local: Spread | None
     seeds: int
+    cell_seeds: int
+    state: str
     paper: float | None
+    best_global: bool = False
+    best_local: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +70,7 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class Block:
-    """One data set; one that is not in the paper has no figures of the paper."""
+    """One data set; one that is not in the paper has no figures of the paper. `tests`: one line a cell."""
 
     data: str
     title: str
@@ -50,6 +78,12 @@ class Block:
     in_paper: bool
     alphas: tuple[float, ...]
     rows: tuple[BlockRow, ...]
+    tests: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """The data set and the number of clients."""
+        return f"{self.title}, N = {self.clients}" + ("" if self.in_paper else " (not in the paper)")
 
 
 @dataclass(frozen=True)
@@ -104,34 +138,84 @@ def paper_table(name: str, comparison: Comparison) -> RegeneratedTable:
 
 def _block(paper: Paper, table: PaperTable, data: str, clients: int, cells: Sequence[CellRuns]) -> Block:
     by_alpha = {cell.cell.alpha: cell for cell in cells}
-    lines = {alpha: lines_of(cell) for alpha, cell in by_alpha.items()}
     alphas = tuple(sorted({*table.alphas, *by_alpha} if data in table.clients else by_alpha))
-    rows = []
-    for row in table.rows:
-        printed = dict(zip(table.alphas, row.values.get(data, ()), strict=False))
-        entries = []
-        for alpha in alphas:
-            line = _ours(row, by_alpha[alpha], lines[alpha]) if alpha in by_alpha else None
-            entries.append(_entry(alpha, line, printed.get(alpha)))
-        rows.append(BlockRow(row.name, row.group, tuple(entries)))
+    columns = []
+    for alpha in alphas:
+        index = table.alphas.index(alpha) if alpha in table.alphas else None
+        printed = [
+            None if index is None or data not in row.values else row.values[data][index] for row in table.rows
+        ]
+        columns.append(_column(table.rows, alpha, by_alpha.get(alpha), printed))
+    rows = tuple(
+        BlockRow(row.name, row.group, entries)
+        for row, entries in zip(table.rows, zip(*columns, strict=True), strict=True)
+    )
+    tests = tuple(sentence for alpha in alphas if (sentence := _tests(by_alpha.get(alpha))))
     title = paper.titles.get(data, data)
-    return Block(data, title, clients, data in table.clients, alphas, tuple(rows))
+    return Block(data, title, clients, data in table.clients, alphas, rows, tests)
+
+
+def _column(
+    rows: Sequence[PaperRow], alpha: float, cell: CellRuns | None, printed: Sequence[float | None]
+) -> tuple[Entry, ...]:
+    """Return one cell's entries, a row each, with the best one-shot method marked under both protocols."""
+    if cell is None:
+        return tuple(Entry(alpha, None, None, 0, 0, NOT_RUN, figure) for figure in printed)
+    lines = lines_of(cell)
+    ours = [_ours(row, cell, lines) for row in rows]
+    values = [
+        {index: (line, spread(line, BY_KEY[key].read)) for index, line in enumerate(ours) if line}
+        for key in MARKED
+    ]
+    best = [best_of(found) for found in values]
+
+    def entry(index: int, line: Line | None) -> Entry:
+        seeds, figure = len(cell.seeds), printed[index]
+        if line is None:
+            return Entry(alpha, None, None, 0, seeds, _state(rows[index], cell, lines), figure)
+        shown = [found[index][1] for found in values]
+        marks = [index in found for found in best]
+        return Entry(alpha, shown[0], shown[1], len(line.seeds), seeds, "", figure, marks[0], marks[1])
+
+    return tuple(entry(index, line) for index, line in enumerate(ours))
 
 
 def _ours(row: PaperRow, cell: CellRuns, lines: Sequence[Line]) -> Line | None:
-    """Return our line for a row of the paper; a row for one K takes runs with that K alone."""
+    """Return our line for a row of the paper; a row for one K takes runs with that K alone.
+
+    Of two that have it, the plain one, which competes; the study's own if that has more seeds.
+    """
     if row.clusters is None:
         return line_of(lines, row.variant, row.role)
     study = line_of(lines, f"{OURS}-K{row.clusters}", row.role)
-    asked = {record.config.get("clustering.clusters") for _, record in cell.records(OURS)}
-    return study or (line_of(lines, OURS, row.role) if asked == {row.clusters} else None)
+    asked = {record.config.get(CLUSTERS) for _, record in cell.records(OURS)}
+    plain = line_of(lines, OURS, row.role) if asked == {row.clusters} else None
+    return max((line for line in (plain, study) if line), key=lambda line: len(line.seeds), default=None)
 
 
-def _entry(alpha: float, line: Line | None, printed: float | None) -> Entry:
-    if line is None:
-        return Entry(alpha, None, None, 0, printed)
-    shown = [spread(line, BY_KEY[key].read) for key in ("global_accuracy", "local_accuracy")]
-    return Entry(alpha, shown[0], shown[1], len(line.seeds), printed)
+def _state(row: PaperRow, cell: CellRuns, lines: Sequence[Line]) -> str:
+    """Return why there is no result for a row; a plain run counts for the K that it was to have."""
+    if row.clusters is None:
+        return next((line.state for line in lines if line.variant == row.variant and line.state), NOT_RUN)
+    study = f"{OURS}-K{row.clusters}"
+    runs = [run for run in cell.runs if run.variant.name == study]
+    runs += [run for run in cell.of(OURS) if run.record is None and _asked(run) == row.clusters]
+    return ", ".join(sorted({run.state for run in runs if run.record is None})) or NOT_RUN
+
+
+def _asked(run: Run) -> object:
+    """Return the number of clusters that a run without results was to have, where its folder says so."""
+    with suppress(FedBiCrossError):
+        return read_toml(run.folder / "config.toml").get(CLUSTERS)
+    return None
+
+
+def _tests(cell: CellRuns | None) -> str:
+    """Return the paired tests of a cell, or nothing."""
+    if cell is None:
+        return ""
+    found = " ".join(test.sentence for test in paired_tests(lines_of(cell)))
+    return f"α = {cell.cell.alpha:g}. {found}" if found else ""
 
 
 def _notes(paper: Paper, blocks: Sequence[Block], used: Sequence[CellRuns]) -> tuple[str, ...]:

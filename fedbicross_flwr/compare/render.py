@@ -10,7 +10,8 @@ from itertools import groupby
 
 from fedbicross_flwr.compare.image_quality import image_quality_markdown
 from fedbicross_flwr.compare.latex import bold, escape, latex_table
-from fedbicross_flwr.compare.lines import CEILING, CEILING_GROUPS, CONTROL
+from fedbicross_flwr.compare.lines import CEILING, CEILING_GROUPS, CONTROL, MANY_ROUNDS
+from fedbicross_flwr.compare.paired import NOT_INDEPENDENT
 from fedbicross_flwr.compare.tables import COLUMNS, Column, ComparisonRow, ComparisonTable
 from fedbicross_flwr.report.render import markdown_table
 from fedbicross_flwr.report.seeds_table import Spread
@@ -19,15 +20,13 @@ from fedbicross_flwr.report.units import ABSENT, count, human_bytes, listing
 AHEAD = "†"
 HEADER = ("Method", *(column.title for column in COLUMNS))
 LEGEND = (
-    "Bold: the best one-shot method, ablations included; controls, ceilings and other K do not compete. "
+    "Bold: the best one-shot method, ablations included; controls, ceilings, other K and strategies of many "
+    "rounds do not compete. "
     f"{AHEAD}: a control, trained without any other client, that is ahead of the best one-shot method. "
     "Accuracy, AUC and calibration error (ECE; lower is better) in percent: mean over clients, then "
-    "mean ± sample standard deviation over seeds. Sent and received: model bytes per client."
-)
-NOT_INDEPENDENT = (
-    "Pairs are (seed, client). Clients of one seed share one server model, so the pairs are not independent, "
-    "and p is too small rather than too large. The strongest other method is the strongest on these same "
-    "test images, and p is not corrected for the number of tests."
+    "mean ± sample standard deviation over seeds. Rounds: exchanges with the clients, a last one for the "
+    "final model included. Sent and received: model bytes per client. Wall seconds: the whole run as if it "
+    "had been alone, the clients' training included; the controls count in the run that measured them."
 )
 
 
@@ -49,9 +48,9 @@ class Format:
 
 
 def title_of(row: ComparisonRow, seeds: int) -> str:
-    """Return a row's name; it says what is a ceiling, and how many seeds where not all are there."""
+    """Return a row's name; it says what is a ceiling, how many rounds, and how many seeds if not all."""
     line = row.line
-    said = ["ceiling"] if line.group == CEILING or line.group in CEILING_GROUPS else []
+    said = [line.remark] if line.remark else []
     if 0 < len(line.seeds) < seeds:
         said.append(f"{len(line.seeds)} of {count(seeds, 'seed')}")
     if line.state:
@@ -65,6 +64,8 @@ def value_text(value: Spread | None, unit: str) -> str:
         return ABSENT
     if unit == "bytes":
         return human_bytes(round(value.mean))
+    if unit == "count":
+        return f"{value.mean:g}" if not value.deviation else f"{value.mean:.1f} ± {value.deviation:.1f}"
     if unit == "seconds":
         return f"{value.mean:.1f}" + ("" if value.deviation is None else f" ± {value.deviation:.1f}")
     return str(value)
@@ -105,7 +106,7 @@ def markdown(table: ComparisonTable) -> str:
     else:
         parts.append("No paired test: FedBiCross, or what it is to be compared with, has not been run.")
     if table.images:
-        parts.append(image_quality_markdown(table.images))
+        parts.append(image_quality_markdown(table.images, len(table.seeds)))
     if table.notes:
         parts.append("\n".join(f"- {note}" for note in table.notes))
     return "\n\n".join(parts) + "\n"
@@ -137,7 +138,7 @@ def csv_text(table: ComparisonTable) -> str:
 
 
 def latex(table: ComparisonTable) -> str:
-    """Return the table for a LaTeX document; rules part controls, one-shot methods and ceilings."""
+    """Return the table for a LaTeX document; rules part controls, one-shot methods, ceilings and the rest."""
     rows = list(zip(table.rows, entries(table), strict=True))
     groups = []
     for _, members in groupby(rows, key=lambda pair: _block(pair[0])):
@@ -154,7 +155,7 @@ def latex(table: ComparisonTable) -> str:
 def _block(row: ComparisonRow) -> str:
     if row.line.group in {CEILING, *CEILING_GROUPS}:
         return CEILING
-    return CONTROL if row.line.group == CONTROL else "method"
+    return row.line.group if row.line.group in (CONTROL, MANY_ROUNDS) else "method"
 
 
 FORMATS: Mapping[str, Format] = {

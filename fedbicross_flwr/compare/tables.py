@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from fedbicross_flwr.compare.checks import fairness_notes
 from fedbicross_flwr.compare.collect import CellName, CellRuns, collect
@@ -22,12 +23,16 @@ from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.table import METRICS, summarise
 
 Read = Callable[[SeedScores], float | None]
+Key = TypeVar("Key")
 KNOWN = {metric.key: metric for metric in METRICS}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key in CSV, its title, its unit, which way is better (0: neither), and its value."""
+    """One column: its key in CSV, its title, its unit, which way is better (0: neither), and its value.
+
+    Units are percent (of fractions), bytes, seconds and count.
+    """
 
     key: str
     title: str
@@ -63,9 +68,11 @@ COLUMNS = (
     ),
     Column("mean_accuracy", "Mean of both accuracies", "percent", 1, mean_of_both),
     Column("local_worst", "Local accuracy, worst client", "percent", 1, _worst("local", "accuracy")),
+    Column("rounds", "Rounds", "count", 0, lambda row: row.rounds),
     Column("bytes_sent", "Sent", "bytes", 0, lambda row: row.bytes_up),
     Column("bytes_received", "Received", "bytes", 0, lambda row: row.bytes_down),
     Column("server_seconds", "Server seconds", "seconds", 0, lambda row: row.server_seconds),
+    Column("wall_seconds", "Wall seconds", "seconds", 0, lambda row: row.wall_seconds),
 )
 BY_KEY: Mapping[str, Column] = {column.key: column for column in COLUMNS}
 
@@ -92,32 +99,52 @@ class ComparisonTable:
     def best(self, column: Column) -> frozenset[tuple[str, str]]:
         """Return (variant, role) of the best one-shot rows of a column.
 
-        Rows compare as shown, with one decimal. Controls and ceilings are no one-shot methods, and a row with
-        fewer seeds than others would win or lose by its seeds; neither competes. One row alone is no
-        competition.
+        See `best_of` for the rule.
         """
-        most = max((len(row.line.seeds) for row in self.rows if row.line.competes), default=0)
-        shown = {
-            (row.line.variant, row.line.role): value
-            for row in self.rows
-            if row.line.competes and len(row.line.seeds) == most and (value := _rank(row, column)) is not None
-        }
-        if len(shown) < 2:
-            return frozenset()
-        best = max(shown.values())
-        return frozenset(key for key, value in shown.items() if value == best)
+        rows = {(row.line.variant, row.line.role): (row.line, row.values[column.key]) for row in self.rows}
+        return best_of(rows, column.better)
 
     def controls_ahead(self, column: Column) -> frozenset[tuple[str, str]]:
         """Return the controls, which share nothing, that are better than the best one-shot row as shown."""
         best = self.best(column)
-        marks = [_rank(row, column) for row in self.rows if (row.line.variant, row.line.role) in best]
+        marks = [
+            _rank(row.values[column.key], column.better)
+            for row in self.rows
+            if (row.line.variant, row.line.role) in best
+        ]
         return frozenset(
             (row.line.variant, row.line.role)
             for row in self.rows
             if row.line.group == CONTROL
-            and (value := _rank(row, column)) is not None
+            and (value := _rank(row.values[column.key], column.better)) is not None
             and any(mark is not None and value > mark for mark in marks)
         )
+
+
+def best_of(rows: Mapping[Key, tuple[Line, Spread | None]], better: int = 1) -> frozenset[Key]:
+    """Return the keys of the best one-shot rows.
+
+    Rows compare as shown, with one decimal, and share the mark where that is equal. Controls, ceilings and
+    strategies of many rounds are no one-shot methods, of several K none is chosen, and a row with fewer seeds
+    than others would win or lose by its seeds; none of these competes. One row alone is no competition.
+
+    Parameters
+    ----------
+    rows : mapping of key to (Line, Spread or None)
+        The rows of one column, with their values: fractions.
+    better : {1, -1, 0}
+        Whether more or less is better; with 0 there is no best.
+    """
+    most = max((len(line.seeds) for line, _ in rows.values() if line.competes), default=0)
+    shown = {
+        key: rank
+        for key, (line, value) in rows.items()
+        if line.competes and len(line.seeds) == most and (rank := _rank(value, better)) is not None
+    }
+    if len(shown) < 2:
+        return frozenset()
+    best = max(shown.values())
+    return frozenset(key for key, rank in shown.items() if rank == best)
 
 
 def comparison_table(cell: CellRuns) -> ComparisonTable:
@@ -177,10 +204,9 @@ def write_comparison(out: Path) -> Path:
     return write_bytes(comparison.out / "comparison.md", page.encode())
 
 
-def _rank(row: ComparisonRow, column: Column) -> float | None:
+def _rank(value: Spread | None, better: int) -> float | None:
     """Return a value as it is shown, signed so that more is better."""
-    value = row.values[column.key]
-    return None if value is None or not column.better else column.better * round(100 * value.mean, 1)
+    return None if value is None or not better else better * round(100 * value.mean, 1)
 
 
 def _notes(cell: CellRuns, lines: tuple[Line, ...]) -> tuple[str, ...]:

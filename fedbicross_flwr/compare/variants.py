@@ -12,6 +12,7 @@ GROUPS = ("one-shot", "ablation", "clustering", "reference", "cluster-count", "f
 ASKED_FOR = {"cluster-count", "flower"}
 """Groups that ``all`` leaves out: they are for a question of their own."""
 CENTRAL = "central"
+AUTOMATIC = "fedbicross-auto"
 FLOWER = "flower:"
 """Names of Flower's own strategies begin so; they need many rounds, and run under Flower only."""
 
@@ -100,6 +101,14 @@ _ALL = (
         {"method": CENTRAL},
         "One model trained on the images of all clients together: what federated learning goes without.",
     ),
+    _of_fedbicross(
+        AUTOMATIC.removeprefix("fedbicross-"),
+        "automatic K (best silhouette)",
+        "cluster-count",
+        "clustering.clusters",
+        "auto",
+        "With the number of clusters whose silhouette is the best, which needs no test image.",
+    ),
     *(
         _of_fedbicross(
             f"K{k}", f"K = {k}", "cluster-count", "clustering.clusters", k, f"With {k} cluster(s)."
@@ -109,7 +118,7 @@ _ALL = (
     *(
         Variant(
             FLOWER + name,
-            f"{name}, many rounds",
+            f"{name} (many rounds)",
             "flower",
             {"method": FLOWER + name},
             f"Flower's own {name} strategy over many rounds.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.error import URLError
 
+from fedbicross_flwr.data.npz import packed_files
 from fedbicross_flwr.data.packed import PackedSource, open_packed
 from fedbicross_flwr.errors import FedBiCrossError
 
@@ -67,7 +68,8 @@ def open_medmnist(flag: str, *, root: Path | None = None, download: bool = True)
     Raises
     ------
     FedBiCrossError
-        The file has another MD5 than the published one, or is not there and cannot be fetched.
+        The file has another MD5 than the published one, or is not there and cannot be fetched; the line then
+        names the .npz files that are there.
     """
     facts = medmnist_info()[flag]
     path = _find(flag, root)
@@ -108,8 +110,10 @@ def _fetch(flag: str, folder: Path, download: bool) -> Path:
     """Download the file beside its final place, check its MD5, then rename it."""
     facts, name = medmnist_info()[flag], f"{flag}.npz"
     by_hand = f"fetch {_address(flag)} (MD5 {facts['MD5']}) and put it at {folder / name}"
+    found = packed_files(folder, _root(None))
+    present = f"present: {found + '; ' if found else ''}`phantom`, which needs no file"
     if not download:
-        raise FedBiCrossError(f"{name} is not in {folder} and downloading is off; {by_hand}")
+        raise FedBiCrossError(f"{name} is not in {folder} and downloading is off; {by_hand}; {present}")
     # Here, not above: the import takes seconds and is needed once in a set's life.
     from torchvision.datasets.utils import download_url
 
@@ -120,5 +124,5 @@ def _fetch(flag: str, folder: Path, download: bool) -> Path:
             (Path(temporary) / name).replace(folder / name)
     except (URLError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FedBiCrossError(f"{name} could not be downloaded ({reason}); {by_hand}") from None
+        raise FedBiCrossError(f"{name} could not be downloaded ({reason}); {by_hand}; {present}") from None
     return folder / name

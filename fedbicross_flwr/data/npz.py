@@ -19,10 +19,25 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, harmless
 
+MOST_NAMED: Final = 8
+"""Files that a message names; of more it gives the number."""
 _CHUNK_BYTES: Final = 1 << 20
 _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+def packed_files(*folders: Path) -> str:
+    """Return the names of the .npz files in some folders, for a message on one that is not there.
+
+    Returns
+    -------
+    str
+        ``"a.npz, b.npz"``, sorted, each name once and `MOST_NAMED` at most; empty where there is none.
+    """
+    found = sorted({harmless(file.name) for folder in folders for file in folder.glob("*.npz")})
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + more
 
 
 @dataclass(frozen=True)

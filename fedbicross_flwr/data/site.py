@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbicross_flwr.data.folder import open_folder
+from fedbicross_flwr.data.npz import packed_files
 from fedbicross_flwr.data.packed import open_packed
 from fedbicross_flwr.data.source import ImageSource
 from fedbicross_flwr.errors import FedBiCrossError
@@ -30,7 +31,15 @@ def open_site(path: Path) -> ImageSource:
     if path.is_dir():
         return open_folder(path, name=path.resolve().name, licence=SITE_LICENCE)
     if not path.exists():
-        raise FedBiCrossError(
-            f"{path}: no such file or folder; give an .npz file or a folder with train/<class>/"
-        )
+        raise FedBiCrossError(absent_line(path))
     return open_packed(path, name=path.stem, licence=SITE_LICENCE, source=str(path))
+
+
+def absent_line(path: Path, remedy: str = "give an .npz file or a folder with train/<class>/") -> str:
+    """Return what to say of a path that does not exist: it names the .npz files of its folder, if any.
+
+    For who works on this machine alone: what a site tells its centre must hold no names of files.
+    """
+    beside = packed_files(path.parent)
+    present = f"; its folder has {beside}" if beside else ""
+    return f"{path}: no such file or folder{present}; {remedy}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from fedbicross_flwr.artifacts import digest, read_tensors
 from fedbicross_flwr.client import ClientImages, first_round, second_round, upload_key
 from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.data.site import absent_line
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.handover.file import Handover
 from fedbicross_flwr.progress import Progress
@@ -81,9 +82,7 @@ def own_images(path: Path, handover: Handover) -> ClientImages:
         When they cannot be used, or are not those of the site that the hand-over is for.
     """
     if not path.exists():
-        raise FedBiCrossError(
-            f"{path}: no such file or folder; give the site's .npz file or folder with --data"
-        )
+        raise FedBiCrossError(absent_line(path, "give the site's .npz file or folder with --data"))
     images = site_images(
         path, handover.class_names, handover.spec.channels, handover.config.seed, handover.client
     )

@@ -1,4 +1,7 @@
-"""One-shot methods, by name, and Flower's strategies. A new method is a file here and an entry below."""
+"""One-shot methods, by name, and Flower's strategies. A new method is a file here and an entry below.
+
+To stand in comparisons it is named in `fedbicross_flwr.compare.variants` as well (``docs/extending.md``).
+"""
 
 from collections.abc import Mapping
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.cross_cluster import Source, replayed_steps, split_indices
+from fedbicross_flwr.cross_cluster import Source, split_indices
+from fedbicross_flwr.cross_replay import replayed_steps
 from fedbicross_flwr.ensemble import Ensemble, class_shares
 from fedbicross_flwr.inversion import LABELS, Synthesis, invert
 from fedbicross_flwr.methods.protocol import ClientUpload, ServerTask, StageResult

@@ -1,21 +1,30 @@
-"""DAFL (Chen et al., ICCV 2019): a generator and a student trained side by side on the uploads' ensemble.
+"""DAFL (Chen et al., ICCV 2019, Section 3): a generator and a student, trained side by side on the ensemble.
 
-At each step the generator G makes a fresh batch x = G(z), z ~ N(0, 1), and minimises ::
+At each step the generator G makes a fresh batch x = G(z), z ~ N(0, 1), and minimises (L_oh, L_ie, L_a) ::
 
     one_hot * CE(s, argmax s) + entropy * sum_c p_c log10 p_c - activation * mean |f|
 
 where s are the ensemble's scores, p is the batch mean of softmax(s) and f are the penultimate features:
 answers should be sure, classes equally frequent, features strong. The student minimises
-KL(ensemble || student) on the same images, detached. Defaults are the published CIFAR settings
-(`DaflConfig`). From the released code, which the paper does not contradict: the logarithm to base ten, an
-epsilon of .8 in the BatchNorm layers behind the generator's first two convolutions, and the student's
-learning rate, which falls at 40 % and 80 % of the epochs while the generator's stays.
+KL(ensemble || student) on the same images, detached. Defaults are the published settings for CIFAR
+(`DaflConfig`). The paper does not settle two things that its weights depend on, so the released code does:
 
-The method is published for one teacher. For an ensemble, features are averaged over the uploads, and scores
-are combined as ``dafl.aggregation`` says (default: mean of logits). The generator's Adam has PyTorch's
-default betas, and its layers PyTorch's initial weights. Its images have mean 0 and deviation 1 in each
-channel, which is how the released code normalises CIFAR; real pixels are from [-1, 1] here, and with
-``dafl.output = "sigmoid"`` the generator's are as well.
+- The base of the logarithm, 10. With the natural one, the weight 5 would ask for 2.3 times as much balance;
+  who wants a natural logarithm of weight a sets ``dafl.entropy`` to 2.303 a.
+- An epsilon of .8 in the BatchNorm layers behind the generator's first two convolutions (`EPSILON`). It may
+  have been meant as a momentum, which would change nothing in training; as an epsilon it makes contrasts
+  smaller wherever the variance is not far above .8, and the published settings go with it.
+
+The student's learning rate falls at 40 % and 80 % of the epochs and the generator's stays; Adam's betas and
+the generator's initial weights are PyTorch's: as released. What differs from the released code, and why:
+
+- There is one teacher there. Here features are averaged over the uploads, and scores are combined as
+  ``dafl.aggregation`` says (default: mean of logits).
+- Images have 28x28 pixels, not 32x32. As released, each of their channels has mean 0 and deviation 1, which
+  is how CIFAR is normalised there; real pixels are from [-1, 1] here, and with ``dafl.output = "sigmoid"``
+  so are the generator's.
+- The student after the last epoch is the result; the released code keeps the best one by test accuracy.
+- p has a floor in the logarithm, as 0 log 0 has no gradient.
 """
 
 from __future__ import annotations
@@ -38,11 +47,12 @@ from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import SCHEDULES
 
 EPSILON = 0.8
-"""Of the generator's BatchNorm layers: the released code's second argument."""
+"""Of the generator's second and third BatchNorm layer: in the released code it stands where eps does."""
 STUDENT_SCHEDULES: Mapping[str, Callable[[float], float]] = {
     **SCHEDULES,
     "dafl": lambda done: 1.0 if done < 0.4 else 0.1 if done < 0.8 else 0.01,
 }
+"""Factor of the student's learning rate by the fraction of the epochs; ``dafl`` is the published one."""
 
 
 class Classifier(Protocol):
@@ -55,14 +65,14 @@ class Classifier(Protocol):
 
 
 def dafl(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
-    """Distil all uploads into one model for everybody.
+    """Distil all uploads into one model for everybody; settings are ``task.config.dafl``.
 
     Raises
     ------
     FedBiCrossError
         When a loss is no longer finite.
     """
-    return student_outcome("dafl", uploads, task, lambda: train_together(uploads, task))
+    return student_outcome("dafl", uploads, task, lambda: train_together(uploads, task), aimed=False)
 
 
 def train_together(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple[nn.Module, Tensor, Tensor]:
@@ -107,7 +117,10 @@ def answer_with_features(ensemble: Ensemble, images: Tensor, compute: Compute) -
 
 
 def generator_loss(scores: Tensor, features: Tensor, config: DaflConfig) -> Tensor:
-    """Return the generator's loss (see the module's equation) from scores (n, C) and features (n, d)."""
+    """Return the generator's loss (see the module's equation) from scores (n, C) and features (n, d).
+
+    The cross-entropy's target, argmax s, carries no gradient; all three terms are means over the batch.
+    """
     one_hot = F.cross_entropy(scores, scores.argmax(1))
     mean = F.softmax(scores, 1).mean(0)
     # A floor, so that a class which no image is given (p = 0 in float32) has no infinite logarithm.

@@ -1,8 +1,20 @@
-"""FedAvg-1 (McMahan et al., 2017, with a single round): the sample-weighted mean of all uploads.
+"""FedAvg-1 (McMahan et al., AISTATS 2017, Algorithm 1 with a single round): the weighted mean of all uploads.
 
-An average of weights is another network, to which the averaged BatchNorm statistics need not fit.
-``fedavg.bn`` keeps them (the default), takes the first upload's, or lets each client measure them anew on
-its own training images: the model as shipped then differs from client to client.
+::
+
+    w = sum_i (n_i / n) w_i        n_i: images of client i, validation images among them;  n = sum_i n_i
+
+The paper averages weights and does not speak of BatchNorm's buffers, which are no weights. Here
+
+- running means and variances take the same weighted mean. The mean of variances leaves out how far the means
+  lie apart, and an average of weights is another network, to which averaged statistics need not fit;
+- batch counters, which are integers and play no part in a prediction, take their maximum.
+
+``fedavg.bn`` keeps these statistics (``average``, the default), takes those of the first upload, or lets each
+client measure them anew on its own training images: the model as shipped then differs from client to client.
+
+There are no published settings but the clients' own training, which all methods share. Uploads start from the
+same weights (``client.initial_weights``), as in the paper; an average of independent ones is near chance.
 """
 
 from __future__ import annotations
@@ -26,7 +38,7 @@ STATISTICS: Final = ("running_mean", "running_var")
 
 
 def fedavg(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
-    """Average the uploads into one model for everybody."""
+    """Average the uploads into one model for everybody; the setting is ``task.config.fedavg.bn``."""
     states = [upload.state for upload in uploads]
     average = average_states(states, [float(upload.num_samples) for upload in uploads])
     if task.config.fedavg.bn == "first":
@@ -35,7 +47,11 @@ def fedavg(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
 
 
 def received(data: LabelledImages, shipment: Shipment, task: ClientTask) -> Shipment:
-    """Return the shipped average as a client uses it: see ``fedavg.bn``."""
+    """Return the shipped average as a client uses it: as it is, unless ``fedavg.bn = "recalibrate"``.
+
+    Statistics are then those of the client's training images, without its validation images: the mean over
+    batches of the batches' means and variances. Neither labels nor gradients have a part in it.
+    """
     if task.config.fedavg.bn != "recalibrate":
         return shipment
     compute = task.compute
@@ -51,6 +67,13 @@ def average_states(states: Sequence[StateDict], weights: Sequence[float]) -> Sta
 
     Batch counters, which are integers, take their maximum. The sum runs in float64, so that the order of
     the clients does not show in float32.
+
+    Parameters
+    ----------
+    states : sequence of StateDict
+        With the same names and shapes.
+    weights : sequence of float
+        How much each counts, such as numbers of images; they need not sum to one.
     """
     shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     result: StateDict = {}

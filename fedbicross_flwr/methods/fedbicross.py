@@ -1,7 +1,30 @@
-"""FedBiCross, the server's part: stages 1 and 2 of Algorithm 1.
+"""FedBiCross (Xia, Zhang, Liu, Dai and Xia), the server's part: stages 1 and 2 of Algorithm 1.
 
 Clusters, teachers and synthesis first, for all clusters; then the replay that learns the cluster models
-G_k and the cross-cluster weights w_k. Stage 3 is the clients' (`fedbicross_flwr.distillation`).
+G_k and the cross-cluster weights w_k. Modules are those of `fedbicross_flwr`::
+
+    line    what                                                                          where
+    1-3     clusters of the f_i by their answers to probes (III-A1)                       clustering
+    6       F_k = mean of the f_i of cluster k                                            ensemble
+    7-8     Eq. 1: x <- x - eta_s grad L_DI(x; F_k, y), by Adam                           inversion
+            Eq. 2: L_DI = CE(F_k(x), y) + a_TV R_TV(x) + a_BN R_BN(x)                     batch_norm
+    9       Eq. 3: (mu, var) <- beta (mu, var) + (1 - beta) (mu, var of x^(t)), t = T..1  noise_adaptation
+    11-12   G_k at its start, w_k = 1/K                             methods.cluster_starts, cross_weights
+    13-15   Eq. 5: L_KD = lambda KL(F~ || G) + (1 - lambda) KL(F || G), lambda = 1 - t/T  distillation
+            Eq. 7: G_k <- G_k - eta_G grad_G sum_j w_kj L_KD(G_k on j's training images)  cross_cluster
+            Eq. 8: w_k <- project(w_k - eta_w grad_w L_KD(G_k on k's validation images))  cross_weights
+    16-20   Eq. 9, stage 3, at the clients                                                distillation
+
+Eq. 4, the problem over the whole trajectory, is never solved as such: Eq. 6 is the same at one iterate, and
+Eqs. 7 and 8 are one step of it.
+
+This was written from the paper. Its settings (Section IV-A) are in ``configs/paper.toml``. The defaults are
+this project's own, smaller and other on purpose: clusters, labels and teachers by classifier row norms, as
+Gaussian probes tell little of a client's labels; all uploads answer, as those of a cluster may not know a
+class; a lighter R_BN, as at weight 10 it drowns the labels; the later half of the trajectory, in mini-batches
+and four times, as early iterates hurt; G_k from the average of all uploads; all sources normalised as one
+mixture; synthetic images to rehearse in stage 3. Reasons and figures: ``docs/method.md``, which also says
+what the paper leaves open: tau^2 before Eq. 5, the unit length of the gradient in Eq. 8, steps t = 1..T.
 """
 
 from __future__ import annotations
@@ -13,7 +36,8 @@ from torch import Tensor
 
 from fedbicross_flwr.batch_norm import share_tensors
 from fedbicross_flwr.clustering import Clustering, cluster_clients
-from fedbicross_flwr.cross_cluster import Target, optimise, replay_schedule
+from fedbicross_flwr.cross_cluster import Target
+from fedbicross_flwr.cross_replay import optimise, replay_schedule
 from fedbicross_flwr.cross_weights import initial_weights
 from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
 from fedbicross_flwr.errors import FedBiCrossError

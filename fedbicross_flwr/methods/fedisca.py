@@ -1,10 +1,26 @@
-"""FedISCA (Kang et al., MICCAI 2023): one student learns along the trajectory of images that are made for it.
+"""FedISCA (Kang et al., MICCAI 2023, its method section): one student learns along its images' trajectory.
 
-Each epoch inverts the ensemble of all clients from fresh noise, x^(1), ..., x^(T). A reverse sweep over the
-iterates gives the noise-adapted twin of the ensemble its BatchNorm statistics; the forward sweep then takes
-one student step an iterate, on::
+F is the ensemble of all uploads f_i (mean of logits). Each epoch has three parts:
 
-    tau^2 * [ t/T KL(ensemble || student) + (1 - t/T) KL(noise-adapted ensemble || student) ]
+1. Synthesis: x from N(0, 1) and T steps of a new Adam, for labels y in turn and images rolled by up to 2
+   pixels, give x^(1), ..., x^(T). The loss is CE(F(x), y) + 2.5e-5 R_TV(x) + 10 sum_i R_BN(x; f_i).
+2. Noise adaptation: a reverse sweep, t = T..1, gives the twin F~ its BatchNorm means and variances,
+   (mu, var) <- .9 (mu, var) + .1 (mu, var of x^(t) at that layer).
+3. Distillation: a forward sweep, t = 1..T, takes one step of SGD an iterate on ::
+
+    tau^2 * [ t/T KL(F || student) + (1 - t/T) KL(F~ || student) ]        at x^(t)
+
+Defaults are the published settings (`FedIscaConfig`). What differs from the released code, and why:
+
+- F~ answers by its adapted statistics, as the paper has it. The released twin stays in training mode: it
+  normalises by each batch and never reads them, which is ``fedisca.noise_adaptation = "batch"``.
+- The statistics start at the originals in every epoch; the released twin is made once and goes on. Epochs
+  can then be kept and resumed one by one, and beta^T of the old ones is all that is lost (`distil`).
+- t counts from 1, and from 0 in the released code: its twin still has a share of 1/T in the last image.
+- The learning rate falls after half and three quarters of all steps, there one epoch of the 100 earlier.
+- The student after the last epoch is the result; the released code keeps the best one by test accuracy.
+- The student starts at random, as released for 28x28 images, at weights that all methods of a run share;
+  ``fedisca.student_init = "average"`` starts at FedAvg-1 instead.
 
 FedBiCross builds on the same inversion, noise adaptation and loss, which are therefore not repeated here.
 """
@@ -40,12 +56,12 @@ from fedbicross_flwr.training import SCHEDULES
 
 
 def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
-    """Learn one model for everybody; settings are ``task.config.fedisca``.
+    """Learn one model for everybody; settings are ``task.config.fedisca``, by default as published.
 
     Parameters
     ----------
     uploads : sequence of ClientUpload
-        In the order of the clients' numbers.
+        In the order of the clients' numbers; every one counts the same, whatever its number of images.
 
     Returns
     -------
@@ -170,7 +186,8 @@ def distil(epoch: int, ensemble: Ensemble, synthesis: Synthesis, student: Studen
     """Let both teachers answer, which includes the reverse sweep; then take the student's forward sweep.
 
     The noise-adapted statistics start at the originals in every epoch. With T = 500 and beta = .9 this is
-    as good as going on with those of the epoch before, whose weight would be beta^T.
+    as good as going on with those of the epoch before, whose weight would be beta^T (1e-23); with few steps
+    it is not, and F~ then keeps some of the originals, as Eq. 3 of FedBiCross has it.
     """
     settings, compute = task.config.fedisca, task.compute
     total = settings.epochs * settings.steps

@@ -151,13 +151,16 @@ class Inversion:
 class Findings:
     """What a method learned on the way, for the report; parts that it does not have stay empty.
 
-    `weights` is (steps + 1, K, K), from the start on; `synthetic` holds ``(images, labels)`` a cluster.
+    `weights` is (steps + 1, K, K), from the start on; `synthetic` holds ``(images, labels)`` for each of the
+    models, in their order. `aimed` says whether an image was made for its label: DAFL's have none until the
+    ensemble answers.
     """
 
     clustering: Clustering | None = None
     inversions: tuple[Inversion, ...] = ()
     weights: Tensor | None = None
     synthetic: tuple[tuple[Tensor, Tensor], ...] = ()
+    aimed: bool = True
 
 
 @dataclass(frozen=True)

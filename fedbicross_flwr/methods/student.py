@@ -63,6 +63,7 @@ def student_outcome(
     uploads: Sequence[ClientUpload],
     task: ServerTask,
     make: Callable[[], tuple[nn.Module, Tensor, Tensor]],
+    aimed: bool = True,
 ) -> ServerOutcome:
     """Run a whole global method as one kept stage, and give its model to every client.
 
@@ -73,6 +74,8 @@ def student_outcome(
     make : callable
         Returns the finished student and the last synthetic batch: images (B, channels, 28, 28) and int64
         labels (B,). It is not called when `ServerTask.stages` has the result already.
+    aimed : bool, default True
+        Whether the images were made for these labels; see `Findings`.
     """
 
     def compute() -> StageResult:
@@ -86,7 +89,7 @@ def student_outcome(
 
     kept = task.stages.run(name, "distillation", compute).tensors
     state = {key.removeprefix(MODEL): tensor for key, tensor in kept.items() if key.startswith(MODEL)}
-    findings = Findings(synthetic=((kept["images"], kept["labels"]),))
+    findings = Findings(synthetic=((kept["images"], kept["labels"]),), aimed=aimed)
     return ServerOutcome((state,), {upload.client: 0 for upload in uploads}, findings)
 
 

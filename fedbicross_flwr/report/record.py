@@ -107,7 +107,7 @@ class SyntheticQuality:
     """
 
     images: int
-    agreement: float
+    agreement: float | None
     classes: int
     learned: float
     most_frequent: float

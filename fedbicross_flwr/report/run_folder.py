@@ -223,9 +223,10 @@ def _synthetic(file: Path, classes: int) -> tuple[SyntheticImages, ...]:
 
 
 def _quality(node: Node) -> SyntheticQuality:
+    agreement = node.get("agreement")
     return SyntheticQuality(
         images=node["images"].integer(1),
-        agreement=node["agreement"].number(0, 1),
+        agreement=agreement.number(0, 1) if agreement else None,
         classes=node["classes"].integer(),
         learned=node["learned"].number(0, 1),
         most_frequent=node["most_frequent"].number(0, 1),

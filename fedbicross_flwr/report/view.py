@@ -200,10 +200,15 @@ def synthetic_text(run: RunRecord) -> str:
         return ""
     found = run.quality
     classes = count(len(run.dataset.class_names), "class", "classes")
+    aimed = (
+        f"; {percent(found.agreement)} % are recognised as what they were made for"
+        if found.agreement is not None
+        else ""
+    )
     return (
-        f"Of {count(found.images, 'image')} all uploads together take {percent(found.agreement)} % for what "
-        f"they were made as; they recognise {found.classes} of {classes}. "
-        f"The models that were learned from them answer {percent(found.learned)} % as the uploads do."
+        f"All hospitals’ models together recognise {found.classes} of {classes} in "
+        f"{count(found.images, 'image')}{aimed}. What was learned from an image answers it as they do in "
+        f"{percent(found.learned)} % of cases."
     )
 
 

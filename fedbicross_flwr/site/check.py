@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.data.site import absent_line
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.methods.flower_rounds import is_flower
@@ -75,9 +76,7 @@ def check_site(path: Path, config: RunConfig, classes: Sequence[str] | None = No
     path, found = path.expanduser(), Findings()
     classes = classes or config.deployment.classes or None
     if not path.exists():
-        found.problems.append(
-            f"{path}: no such file or folder; give an .npz file or a folder with train/<class>/"
-        )
+        found.problems.append(absent_line(path))
         return SiteReport(found, (), ())
     own = (look_at_folder if path.is_dir() else look_at_packed)(path, found, classes)
     if own:

@@ -20,17 +20,21 @@ from fedbicross_flwr import simulate as simulate_module
 from fedbicross_flwr.artifacts import load_model
 from fedbicross_flwr.compare import central as central_module
 from fedbicross_flwr.compare import engine
+from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.engine import FAILED, Failure, Pace, check_runs, make_runs
 from fedbicross_flwr.compare.plan import PlannedRun, base_settings, cells_of, plan_runs
 from fedbicross_flwr.compare.variants import ASKED_FOR, GROUPS, VARIANTS, variants_named
+from fedbicross_flwr.compare.wall_time import wall_seconds
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.data.partition import Partition
+from fedbicross_flwr.data.source import ImageSource
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import open_data
+from fedbicross_flwr.federated_data import deal, open_data
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.launch import RunStatus
 from fedbicross_flwr.methods import METHODS
 from fedbicross_flwr.report import load_run
-from fedbicross_flwr.runs import code_version
+from fedbicross_flwr.runs import code_version, opening
 from fedbicross_flwr.runs.folder import RunFolder
 
 CELL = "phantom-N3-alphainf"
@@ -138,6 +142,14 @@ def test_variants_keep_the_order_of_the_tables_and_all_leaves_flower_out() -> No
     assert {one.group for one in VARIANTS.values()} == set(GROUPS)
 
 
+def test_the_automatic_k_is_asked_for_by_name_and_chosen_by_the_silhouette(tmp_path: Path) -> None:
+    assert "fedbicross-auto" not in {one.name for one in variants_named("all")}
+    (run,) = planned(tmp_path, "fedbicross-auto")
+    assert (run.config.method, run.config.clustering.clusters) == ("fedbicross", "auto")
+    assert run.variant.group == VARIANTS["fedbicross-K2"].group == "cluster-count"
+    assert "silhouette" in run.variant.title
+
+
 @pytest.mark.parametrize("scale", ["quick", "paper"])
 def test_the_files_of_the_scales_can_be_compared(scale: str, tmp_path: Path) -> None:
     base = base_settings(scale, None, ["client.epochs=3"])
@@ -165,6 +177,18 @@ def test_the_numbers_are_those_of_the_run_alone(made: Made) -> None:
     assert metrics(made.out, "fedbicross") == (reference() / "metrics.json").read_text()
 
 
+def test_the_wall_time_of_a_run_alone_has_the_training_that_it_found_done(made: Made) -> None:
+    (cell,) = collect(made.out).cells
+    found = wall_seconds(cell)
+    for seed in range(2):
+        first, second = (
+            dict(read_json(made.out / CELL / variant / f"seed-{seed}" / "run.json")["seconds"])
+            for variant in ("fedavg", "fedbicross")
+        )
+        assert found["fedavg", seed] == pytest.approx(first["total"], abs=0.1)
+        assert found["fedbicross", seed] == pytest.approx(second["total"] + first["upload round"], abs=0.1)
+
+
 def test_each_run_is_one_line_with_an_estimate(made: Made) -> None:
     assert [line.split(" ... ")[0] for line in made.lines] == [
         f"{number}/4 {CELL} {variant} seed {seed}"
@@ -190,7 +214,7 @@ def test_the_estimate_takes_what_a_variant_took() -> None:
 def test_what_is_finished_is_not_run_again(made: Made) -> None:
     runs = planned(made.out, seeds=2)
     before = checksums(made.out)
-    check_runs(runs, False, made.out)
+    check_runs(runs, made.out)
     again = make(runs)
     assert again.steps == [] and again.failures == []
     assert all(line.endswith("finished before") for line in again.lines)
@@ -202,7 +226,7 @@ def test_an_interrupted_comparison_goes_on(made: Made, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(runs, stop=("cross-cluster optimisation", None, 1))
     assert RunFolder(runs[0].folder).finished and not RunFolder(runs[1].folder).finished
-    check_runs(runs, False, tmp_path)
+    check_runs(runs, tmp_path)
     rest = make(runs)
     assert {stage for stage, _, _ in rest.steps} == {
         "cross-cluster optimisation",
@@ -320,6 +344,20 @@ def test_another_version_of_the_code_uses_nothing(made: Made, tmp_path: Path) ->
     assert (out / "cache" / "another").is_dir()
 
 
+def test_images_that_are_dealt_otherwise_under_the_same_settings_use_nothing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As another version of NumPy may deal them: two clients change places.
+    def dealt(source: ImageSource, config: RunConfig) -> Partition:
+        plain = deal(source, config)
+        order = [1, 0, *range(2, plain.num_clients)]
+        return Partition(tuple(plain.train[i] for i in order), tuple(plain.test[i] for i in order))
+
+    monkeypatch.setattr(opening, "deal", dealt)
+    found = make(planned(with_cache_of(made, tmp_path), "fedavg"))
+    assert set(found.trained) == {0, 1}
+
+
 # --- failures
 
 
@@ -354,7 +392,7 @@ def test_a_failure_stops_no_other_run_and_is_tried_again(
     assert ("traceback" in written) == isinstance(error, RuntimeError)
     assert RunFolder(runs[1].folder).finished and not RunFolder(runs[0].folder).finished
     assert ": " + said in found.lines[0] and "failed after" in found.lines[0]
-    check_runs(runs, False, out)
+    check_runs(runs, out)
     again = make(runs)
     assert again.failures == [] and again.lines[1].endswith("finished before")
     assert not failed.exists() and RunFolder(runs[0].folder).finished
@@ -365,7 +403,7 @@ def test_a_run_that_failed_before_it_began_is_tried_again(tmp_path: Path) -> Non
     runs = planned(tmp_path, "fedavg")
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / FAILED).write_text('{"error": "early"}')
-    check_runs(runs, False, tmp_path)
+    check_runs(runs, tmp_path)
     assert make(runs).failures == []
 
 
@@ -428,6 +466,24 @@ def test_under_flower_each_run_is_handed_over_and_a_failed_one_stops_no_other(
     assert read_json(runs[0].folder / FAILED) == {"error": reason}
     assert log.read_text() == "a line of the log\n"
     assert metrics(tmp_path, "fedbicross") == metrics(made.out, "fedbicross")
+
+
+def test_a_strategy_of_flower_s_is_handed_to_flower_and_the_rest_is_not(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[str] = []
+
+    def simulate(app: Path, flat: dict[str, Any], *rest: Any, **more: Any) -> RunStatus:
+        handed.append(flat["method"])
+        return RunStatus(1, "failed", "this is as far as the test goes")
+
+    monkeypatch.setattr(simulate_module, "simulate", simulate)
+    runs = planned(with_cache_of(made, tmp_path), "fedavg,flower:FedProx", flower__rounds=2)
+    check_runs(runs, tmp_path)
+    with without_report():
+        (failure,) = make_runs(runs, say=lambda text: None)
+    assert handed == ["flower:FedProx"] and failure.run.variant.name == "flower:FedProx"
+    assert metrics(tmp_path, "fedavg") == metrics(made.out, "fedavg")
 
 
 # --- the central model
@@ -518,7 +574,6 @@ def command(
     [
         (["--methods", "fedbicros"], ("'fedbicros' is unknown", "did you mean fedbicross")),
         (["--methods", " , "], ("names no method",)),
-        (["--methods", "flower:FedProx"], ("flower:FedProx runs under Flower only: add --flower",)),
         (["--seeds", "0"], ("--seeds 0", "at least 1")),
         (["--alphas", "0.1,x"], ("--alphas", "'0.1,x'")),
         (["--alphas", "0.1,-1"], ("partition.alpha = -1",)),

@@ -156,6 +156,8 @@ def test_what_cannot_be_made_at_once_is_refused(tmp_path: Path) -> None:
         check_jobs(runs, True, 2)
     with pytest.raises(FedBiCrossError, match=r"runtime.device = 'cuda:1' .* --jobs 2"):
         check_jobs(certain, False, 2)
+    with pytest.raises(FedBiCrossError, match=r"flower:FedAvg runs under Flower.* without --jobs 2"):
+        check_jobs(planned(tmp_path, "fedavg,flower:FedAvg"), False, 2)
     check_jobs(runs, False, 2)
     check_jobs(certain, True, 1)
 

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from fedbicross_flwr import cross_cluster
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms, running
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import CrossClusterConfig
 from fedbicross_flwr.cross_cluster import (
     Source,
     Target,
     draw_rows,
     flat,
-    optimise,
     split_indices,
 )
+from fedbicross_flwr.cross_replay import optimise
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows
 
 T, CLASSES, BATCH = 4, 3, 10
@@ -134,18 +135,19 @@ def test_outer_gradient_itself_equals_finite_differences_at_another_rate() -> No
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["float64", "resnet-float32"])
-def test_the_order_of_sources_changes_nothing(double: bool) -> None:
-    made = sources(3, torch.float64 if double else torch.float32)
-    order = [2, 0, 1]
-    weights = [0.5, 0.3, 0.2]
-    first = target(weights, cluster=0, double=double, momentum=0.9, weight_lr=0.1, lr=0.05)
-    second = target(
-        [weights[j] for j in order], cluster=1, double=double, momentum=0.9, weight_lr=0.1, lr=0.05
-    )
+@pytest.mark.parametrize(
+    ("normalisation", "order"), [("source", [2, 0, 1]), ("mixture", [2, 0, 1]), ("mixture", [2, 0, 3, 1])]
+)
+def test_the_order_of_sources_changes_nothing(double: bool, normalisation: str, order: list[int]) -> None:
+    made = sources(len(order), torch.float64 if double else torch.float32)
+    weights = [0.4, 0.3, 0.2, 0.1][: len(order)]
+    options: dict[str, Any] = {"momentum": 0.9, "weight_lr": 0.1, "lr": 0.05, "normalisation": normalisation}
+    first = target(weights, cluster=0, double=double, **options)
+    second = target([weights[j] for j in order], cluster=order.index(0), double=double, **options)
     for t in (1, 2):
         first.step(made, t, T, 0.05, generator())
         second.step([made[j] for j in order], t, T, 0.05, generator())
-    tolerance: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11} if double else {"rtol": 1e-3, "atol": 1e-5}
+    tolerance: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11} if double else {"rtol": 1e-2, "atol": 3e-4}
     for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
         torch.testing.assert_close(other, one, **tolerance)
     torch.testing.assert_close(second.weights, first.weights[order], **tolerance)
@@ -280,6 +282,23 @@ def test_forward_mode_gives_what_a_backward_pass_for_each_source_gives(
         torch.testing.assert_close(one, other, **tolerance)
 
 
+def test_forward_mode_beside_a_bfloat16_step_is_within_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The step is bfloat16, the products of Eq. 8 are not: the weights differ by less than a tenth of their
+    # move.
+    made, start = sources(3, torch.float32), torch.tensor([0.5, 0.3, 0.2])
+    moved = []
+    for few in (3, 2):
+        monkeypatch.setattr(cross_cluster, "FEW_SOURCES", few)
+        subject = target(
+            start.tolist(), double=False, normalisation="mixture", weight_gradient="l2", weight_lr=0.01
+        )
+        subject.compute = Compute(torch.device("cpu"), torch.bfloat16)
+        subject.step(made, 2, T, 0.05, generator())
+        moved.append(subject.weights - start)
+    assert moved[0].norm() > 1e-3
+    assert (moved[0] - moved[1]).norm() < 0.1 * moved[0].norm()
+
+
 def test_a_source_of_fixed_weight_zero_has_no_part_in_a_mixture() -> None:
     made = sources(3)
     whole = target([0.6, 0.0, 0.4], weights="similarity", normalisation="mixture")
@@ -292,9 +311,10 @@ def test_a_source_of_fixed_weight_zero_has_no_part_in_a_mixture() -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
-def test_validation_passes_leave_running_statistics_alone() -> None:
-    made = sources(2)
-    subject = target([0.5, 0.5])
+@pytest.mark.parametrize(("count", "normalisation"), [(2, "source"), (2, "mixture"), (4, "mixture")])
+def test_validation_passes_leave_running_statistics_alone(count: int, normalisation: str) -> None:
+    made = sources(count)
+    subject = target([1 / count] * count, normalisation=normalisation)
     gradients = subject.inner_step(made, 1, T)
     buffers = [running(layer) for layer in batch_norms(subject.model)]
     values = [[buffer.clone() for buffer in pair] for pair in buffers]

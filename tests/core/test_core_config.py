@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedbicross_flwr.config import ClientConfig, RunConfig
+from fedbicross_flwr.config import READ_BY_ONE, ClientConfig, RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import parse_override, read_toml, walk
 
@@ -147,9 +147,29 @@ def other_value(key: str) -> Any:
 
 @pytest.mark.parametrize("key", DECLARED)
 def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
-    base = SITES if key.startswith("deployment.") else {}
+    base: dict[str, Any] = dict(SITES) if key.startswith("deployment.") else {}
+    if (section := key.split(".")[0]) in READ_BY_ONE:
+        base["method"] = "flower:FedAvg" if section == "flower" else section
     changed = RunConfig.from_flat({**base, key: other_value(key)})
     assert (changed.fingerprint() == RunConfig.from_flat(base).fingerprint()) is (key in LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("method", "untouched"),
+    [
+        ("fedbicross", {"dafl", "dense", "fedisca", "coboosting", "flower"}),
+        ("fedavg", {"dafl", "dense", "fedisca", "coboosting", "flower"}),
+        ("dense", {"dafl", "fedisca", "coboosting", "flower"}),
+        ("flower:Krum", {"dafl", "dense", "fedisca", "coboosting"}),
+        ("somebody's", set()),
+    ],
+)
+def test_a_run_outlives_a_change_of_another_method_s_settings(method: str, untouched: set[str]) -> None:
+    plain = RunConfig.from_flat({"method": method}).fingerprint()
+    keys = {"dafl.lr": 1.0, "dense.lr": 1.0, "fedisca.lr": 1.0, "coboosting.lr": 1.0, "flower.rounds": 99}
+    for key, value in {**keys, "fedavg.bn": "first", "inversion.lr": 1.0}.items():
+        changed = RunConfig.from_flat({"method": method, key: value}).fingerprint()
+        assert (changed == plain) is (key.split(".")[0] in untouched), key
 
 
 def test_sites_are_not_asked_for_directions_of_their_images() -> None:

@@ -7,7 +7,8 @@ import torch
 from tiny import generator
 
 from fedbicross_flwr.config import CrossClusterConfig, split_sizes
-from fedbicross_flwr.cross_cluster import replay_schedule, replayed_steps, split_indices
+from fedbicross_flwr.cross_cluster import split_indices
+from fedbicross_flwr.cross_replay import replay_schedule, replayed_steps
 
 
 @pytest.mark.parametrize(("size", "fraction"), [(96, 0.8), (256, 0.8), (10, 0.7), (4, 0.5), (37, 0.65)])

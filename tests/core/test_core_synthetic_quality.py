@@ -17,6 +17,7 @@ from fedbicross_flwr.training import predict_logits
 SPEC = TEACHER_SPEC
 TASK = ServerTask(SPEC, settings(), CPU, Silent())
 IMAGES = blobs(24, seed=3).images + 2.0 * noise(24, SPEC.channels, 28, 28)
+LABELS = torch.arange(24) % SPEC.num_classes
 
 
 def probabilities(state: StateDict, images: Tensor = IMAGES) -> Tensor:
@@ -53,20 +54,31 @@ def test_all_uploads_judge_and_each_cluster_s_model_answers_for_its_own_images()
     parts = [IMAGES[:10], IMAGES[10:]]
     together = [((probabilities(first, x) + probabilities(second, x)) / 2).argmax(1) for x in parts]
     students = [probabilities(second, parts[0]).argmax(1), probabilities(first, parts[1]).argmax(1)]
-    labels = torch.arange(24) % SPEC.num_classes
-    made = list(zip(parts, labels.split([10, 14]), strict=True))
+    made = list(zip(parts, LABELS.split([10, 14]), strict=True))
     found = synthetic_quality(uploads(first, second), outcome([second, first], made), TASK)
     judged, learned = torch.cat(together), torch.cat(students)
     assert found is not None
-    assert found.agreement == pytest.approx(int((judged == labels).sum()) / 24)
-    assert found.classes == len(set(labels[judged == labels].tolist()))
+    assert found.agreement == pytest.approx(int((judged == LABELS).sum()) / 24)
+    assert found.classes == len(set(LABELS[judged == LABELS].tolist()))
     assert found.learned == pytest.approx(int((learned == judged).sum()) / 24)
     assert found.most_frequent == pytest.approx(max(learned.bincount().tolist()) / 24)
     assert 0 < found.learned < 1, "the clusters' models must differ for this test to see anything"
 
 
-def test_without_images_or_judges_there_is_no_judgement() -> None:
+def test_labels_that_are_answers_agree_with_nobody() -> None:
     first, _ = teacher_states()
-    labels = torch.zeros(24, dtype=torch.int64)
-    assert synthetic_quality(uploads(first), outcome([first], []), TASK) is None
-    assert synthetic_quality([], outcome([first], [(IMAGES, labels)]), TASK) is None
+    answers = probabilities(first).argmax(1)
+    found = synthetic_quality(
+        uploads(first),
+        ServerOutcome((first,), {0: 0}, Findings(synthetic=((IMAGES, answers),), aimed=False)),
+        TASK,
+    )
+    assert found is not None and found.agreement is None and found.classes == len(answers.unique())
+
+
+@pytest.mark.parametrize(
+    "made", [[], [(IMAGES[:0], torch.zeros(0, dtype=torch.int64))], [(IMAGES, LABELS)] * 2]
+)
+def test_without_one_batch_for_each_model_there_is_no_judgement(made: list[tuple[Tensor, Tensor]]) -> None:
+    first, _ = teacher_states()
+    assert synthetic_quality(uploads(first), outcome([first], made), TASK) is None

@@ -17,6 +17,7 @@ import pytest
 from small_arrays import make_arrays
 
 from fedbicross_flwr.data import medmnist
+from fedbicross_flwr.data.npz import packed_files
 from fedbicross_flwr.data.registry import available_datasets, open_source
 from fedbicross_flwr.errors import FedBiCrossError
 
@@ -128,6 +129,32 @@ def test_downloading_off(published: Path, tmp_path: Path) -> None:
         FedBiCrossError, match=r"downloading is off; fetch .*put it at .*root/breastmnist.npz"
     ):
         open_source("breastmnist", root=tmp_path / "root", download=False)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_an_absent_set_is_told_with_those_that_are_there(
+    published: Path, tmp_path: Path, download: bool
+) -> None:
+    root, home = published.parent, tmp_path / "home" / ".medmnist"
+    published.unlink()
+    with pytest.raises(FedBiCrossError, match=r"; present: `phantom`, which needs no file$"):
+        open_source("breastmnist", root=root, download=download)
+    home.mkdir(parents=True)
+    for file in (root / "pathmnist.npz", home / "bloodmnist.npz", home / "pathmnist.npz", home / "notes.txt"):
+        file.touch()
+    words = "; present: bloodmnist.npz, pathmnist.npz; `phantom`, which needs no file$"
+    with pytest.raises(FedBiCrossError, match=words) as raised:
+        open_source("breastmnist", root=root, download=download)
+    line = str(raised.value)
+    assert f"put it at {root / 'breastmnist.npz'};" in line and "\n" not in line
+
+
+def test_of_many_files_eight_are_named(tmp_path: Path) -> None:
+    for number in range(11):
+        (tmp_path / f"set-{number:02d}.npz").touch()
+    (tmp_path / "a\nb.npz").touch()
+    first = ", ".join(["a b.npz", *(f"set-{number:02d}.npz" for number in range(7))])
+    assert packed_files(tmp_path, tmp_path / "none") == f"{first} and 4 more"
 
 
 def test_the_table_comes_without_the_slow_import() -> None:

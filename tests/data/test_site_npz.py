@@ -190,12 +190,14 @@ def test_each_mistake_has_its_line(
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
-    with pytest.raises(FedBiCrossError, match="no such file or folder"):
+    with pytest.raises(FedBiCrossError, match=r"none.npz: no such file or folder; give an .npz file"):
         open_site(tmp_path / "none.npz")
     text = tmp_path / "text.npz"
     text.write_text("not a zip")
     with pytest.raises(FedBiCrossError, match=r"text.npz cannot be read .*numpy.savez_compressed"):
         open_site(text)
+    with pytest.raises(FedBiCrossError, match=r"no such file or folder; its folder has text.npz; give an"):
+        open_site(tmp_path / "none.npz")
     single = tmp_path / "single.npy"
     np.save(single, np.zeros(3))
     with pytest.raises(FedBiCrossError, match="cannot be read"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 from run_builder import CLASSES, build_run, dump, edit, score
 
-from fedbicross_flwr.compare.variants import VARIANTS
+from fedbicross_flwr.compare.variants import AUTOMATIC, VARIANTS
+from fedbicross_flwr.settings import read_toml
 
 MODEL = 2_800_000
 
@@ -29,8 +31,12 @@ LEVELS: dict[str, tuple[float, float, float, float]] = {
     "fedbicross-pacfl": (0.55, 0.66, 0.62, 0.80),
     "fedbicross-K2": (0.52, 0.60, 0.60, 0.78),
     "fedbicross-K4": (0.53, 0.68, 0.61, 0.81),
+    AUTOMATIC: (0.56, 0.67, 0.65, 0.815),
 }
 """Global and local accuracy as shipped, and of the personal model."""
+
+CHOSEN_CLUSTERS = (2, 3, 3)
+"""What the silhouette chooses, by seed, where K is automatic."""
 
 SECONDS = {"fedavg": 0.0, "dafl": 95.0, "dense": 240.0, "fedisca": 310.0, "coboosting": 410.0}
 CENTRAL = (0.86, 0.87)
@@ -71,11 +77,16 @@ def build_cell_run(
 ) -> Path:
     number = variant.partition("-K")[2]
     clusters = int(number) if number else 1 if variant.endswith("no-clustering") else 3
+    if variant == AUTOMATIC:
+        clusters = CHOSEN_CLUSTERS[seed]
     build_run(
         folder, clients=clients, clusters=clusters, steps=6, rounds=1, seed=seed, alpha=alpha, classes=classes
     )
     config = folder / "config.toml"
     config.write_text(config.read_text(encoding="utf-8").replace("bloodmnist", data), encoding="utf-8")
+    if variant == AUTOMATIC:
+        text = config.read_text(encoding="utf-8").replace(f"clusters = {clusters}", 'clusters = "auto"')
+        config.write_text(text, encoding="utf-8")
     server = SECONDS.get(variant, 520.0) * (1 + 0.03 * seed)
     seconds = {"upload round": 140.0, "synthesis": server, "evaluation": 30.0, "total": 900.0}
     edit(folder / "run.json", lambda content: content.update(seconds=seconds))
@@ -156,6 +167,34 @@ def row(
         for client in range(clients)
     ]
     return {"name": name, "kind": kind, "note": "", "bytes_up": up, "bytes_down": down, "clients": scores}
+
+
+def log_work(
+    folder: Path,
+    seconds: Mapping[str, float],
+    trained: Sequence[int] = (),
+    personal: Sequence[int] = (),
+    lasted: float = 0.0,
+) -> None:
+    """Give a run these seconds, and a log in which these clients trained and made their personal models."""
+    work = [("training", client) for client in trained] + [("fine-tuning", client) for client in personal]
+    times = [100.0 + lasted * index / max(len(work) - 1, 1) for index in range(len(work))]
+    events = [
+        {"time": time, "stage": stage, "done": 2, "total": 2, "client": client, "text": ""}
+        for time, (stage, client) in zip(times, work, strict=True)
+    ]
+    # A note may come at any time, long after the work.
+    events.append({"time": 1e6, "stage": "note", "done": 1, "total": 1, "client": None, "text": "a note"})
+    (folder / "progress.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    edit(folder / "run.json", lambda content: content.update(seconds=dict(seconds)))
+
+
+def set_config(folder: Path, **settings: Any) -> None:
+    """Give one run these settings; ``client__lr=0.1`` stands for ``client.lr``."""
+    flat = {**read_toml(folder / "config.toml"), **{k.replace("__", "."): v for k, v in settings.items()}}
+    # TOML takes a key with dots for one in a table.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
+    (folder / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def set_accuracies(folder: Path, name: str, protocol: str, values: Mapping[int, float]) -> None:

@@ -20,12 +20,18 @@ from fedbicross_flwr.compare.collect import Comparison, collect
 from fedbicross_flwr.compare.commands import figure
 from fedbicross_flwr.compare.figures import FIGURES, draw_images, write_comparison_figures
 from fedbicross_flwr.compare.figures.by_alpha import draw_by_alpha
-from fedbicross_flwr.compare.figures.cluster_count import by_clusters, draw_cluster_count
+from fedbicross_flwr.compare.figures.cluster_count import (
+    AUTOMATIC_MARKER,
+    by_clusters,
+    chosen_clusters,
+    draw_cluster_count,
+)
 from fedbicross_flwr.compare.figures.clusterings import rand_index
 from fedbicross_flwr.compare.figures.cost import LEAST_SECONDS, draw_cost
 from fedbicross_flwr.compare.figures.images import CLASS_GAP, GAP, dealt, strip
-from fedbicross_flwr.compare.figures.looks import STRATEGIES, look_of
+from fedbicross_flwr.compare.figures.looks import STRATEGIES, look_of, percent_of
 from fedbicross_flwr.compare.figures.traffic import draw_traffic
+from fedbicross_flwr.compare.variants import AUTOMATIC
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.record import SyntheticImages
@@ -179,6 +185,45 @@ def test_clusters_are_studied_over_k(comparison: Comparison) -> None:
     axes = draw_cluster_count(comparison).axes[1]
     assert data(axes.lines[0].get_xdata()).tolist() == [2, 3]
     assert data(axes.lines[0].get_ydata()).tolist() == pytest.approx([0.38, 0.44])
+
+
+def stars(axes: Any) -> list[tuple[float, float]]:
+    """Where the automatic K is drawn."""
+    return [
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+        for line in axes.lines
+        if line.get_marker() == AUTOMATIC_MARKER
+    ]
+
+
+def test_the_automatic_k_stands_at_the_mean_of_what_it_chose(tmp_path: Path) -> None:
+    variants = ("fedbicross", "fedbicross-K2", AUTOMATIC)
+    (cell,) = collect(build_comparison(tmp_path, variants=variants, seeds=(0, 1))).cells
+    # Chosen: 2 and 3.
+    auto = chosen_clusters(cell)
+    assert auto is not None and (auto.clusters, auto.deviation) == pytest.approx((2.5, 0.5**0.5))
+    assert list(by_clusters(cell)) == [2, 3], "it was asked for no K, and is no point of the study"
+    made = draw_cluster_count(collect(tmp_path))
+    accuracy, silhouette = made.axes
+    values = [percent_of(auto.line, key) for key in ("global_accuracy", "local_accuracy")]
+    assert stars(accuracy) == [pytest.approx((2.5, value[0])) for value in values if value]
+    assert stars(silhouette) == [pytest.approx((2.5, (0.38 + 0.44) / 2))]
+    assert [text.get_text() for text in made.legends[0].get_texts()][-1] == ("automatic K (best silhouette)")
+    for axes in made.axes:
+        low, high = axes.get_xlim()
+        assert low < auto.clusters - auto.deviation and auto.clusters + auto.deviation < high
+    without = collect(build_comparison(tmp_path / "without", variants=variants[:2]))
+    assert not stars(draw_cluster_count(without).axes[0])
+
+
+def test_one_k_beside_the_automatic_one_is_drawn_and_that_one_alone_is_not(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=(AUTOMATIC,), seeds=(0,))
+    with pytest.raises(NothingToDrawError, match="two K"):
+        draw_cluster_count(collect(tmp_path))
+    build_comparison(tmp_path, variants=("fedbicross",), seeds=(0,))
+    axes = draw_cluster_count(collect(tmp_path)).axes[0]
+    assert data(axes.get_xticks()).tolist() == [2, 3]
+    assert len(stars(axes)) == 2
 
 
 def test_the_rand_index_is_scikit_learns(comparison: Comparison) -> None:

@@ -9,11 +9,12 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comparison_builder import build_cell_run, build_comparison
+from comparison_builder import build_cell_run, build_comparison, set_accuracies
 
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED, line_of, lines_of
+from fedbicross_flwr.compare.paired import NOT_INDEPENDENT, paired_tests
 from fedbicross_flwr.compare.paper import load_paper
 from fedbicross_flwr.compare.paper_tables import paper_table
 from fedbicross_flwr.compare.variants import VARIANTS
@@ -100,3 +101,127 @@ def test_what_is_not_run_is_a_dash_and_differences_are_said(tmp_path: Path) -> N
     assert len(paper_table("iii", collect(out)).blocks) == 5
     latex = table_text("III", out, "latex")
     assert latex.count(r"\begin{table*}") == 5 and "%" not in re.sub(r"\\%|^%.*|\{%$", "", latex, flags=re.M)
+
+
+def bloodmnist(
+    out: Path, variants: tuple[str, ...], seeds: tuple[int, ...] = (0,), alpha: float = 0.1
+) -> Path:
+    """Build a cell of Table I, and return its folder."""
+    build_comparison(out, [("bloodmnist", 5, alpha)], variants, seeds)
+    return out / f"bloodmnist-N5-alpha{alpha:g}"
+
+
+def equal(folder: Path, name: str, value: float) -> None:
+    """Give all clients of one row this global accuracy."""
+    set_accuracies(folder, name, "global", dict.fromkeys(range(5), value))
+
+
+def csv_rows(out: Path, alpha: str = "0.1") -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(table_text("I", out, "csv")))
+    return {row["method"]: row for row in rows if (row["data"], row["alpha"]) == ("bloodmnist", alpha)}
+
+
+def line_with(text: str, method: str) -> str:
+    """Return the first row of a method: BloodMNIST comes first."""
+    return next(line for line in text.splitlines() if line.startswith((f"| {method} |", f"{method} &")))
+
+
+def test_the_best_of_each_column_is_marked_in_all_formats(tmp_path: Path) -> None:
+    cell = bloodmnist(tmp_path, ("fedavg", "dense", "fedbicross", "fedbicross-K2", "central"))
+    equal(cell / "fedavg" / "seed-0", "FedAvg-1", 0.7004)
+    equal(cell / "dense" / "seed-0", "DENSE", 0.7002)
+    equal(cell / "fedbicross" / "seed-0", "FedBiCross", 0.65)
+    # A control and another K are better, and take no mark.
+    equal(cell / "fedbicross-K2" / "seed-0", "FedBiCross", 0.99)
+    for variant in ("fedavg", "dense", "fedbicross", "fedbicross-K2"):
+        equal(cell / variant / "seed-0", "local-only", 0.98)
+    rows = csv_rows(tmp_path)
+    assert {name: row["best"] for name, row in rows.items() if row["best"]} == {
+        "FedAvg-1": "ours_global",
+        "DENSE": "ours_global",
+        "Ours (K = 3)": "ours_local",
+    }
+    text = table_text("I", tmp_path, "markdown")
+    assert line_with(text, "FedAvg-1").startswith("| FedAvg-1 | **70.0** | ")
+    assert "| **70.0** |" in line_with(text, "DENSE")
+    assert "**" not in line_with(text, "Ours (K = 2)")
+    local = float(rows["Ours (K = 3)"]["ours_local_mean"])
+    assert f"| 65.0 | **{local:.1f}** | 83.31 |" in line_with(text, "Ours (K = 3)")
+    latex = table_text("I", tmp_path, "latex")
+    assert line_with(latex, "FedAvg-1").startswith(r"FedAvg-1 & \textbf{70.0} & ")
+    assert r"\textbf{" not in line_with(latex, "Ours (K = 2)")
+    for shown in (text, latex):
+        assert "Bold: the best of our one-shot methods" in shown and "not run" in shown
+
+
+def test_one_method_alone_and_one_with_fewer_seeds_take_no_mark(tmp_path: Path) -> None:
+    cell = bloodmnist(tmp_path, ("fedavg",), (0, 1))
+    assert not any(row["best"] for row in csv_rows(tmp_path).values())
+    bloodmnist(tmp_path, ("dense",), (0, 1))
+    bloodmnist(tmp_path, ("fedbicross",), (0,))
+    equal(cell / "fedbicross" / "seed-0", "FedBiCross", 0.99)
+    rows = csv_rows(tmp_path)
+    assert {name for name, row in rows.items() if row["best"]} == {"DENSE"}
+    assert (rows["Ours (K = 3)"]["seeds"], rows["Ours (K = 3)"]["cell_seeds"]) == ("1", "2")
+    text = table_text("I", tmp_path, "markdown")
+    assert "| 99.0 (1 of 2 seeds) | " in line_with(text, "Ours (K = 3)")
+    assert line_with(text, "Ours (K = 3)").count("(1 of 2 seeds)") == 2
+    assert "seeds)" not in line_with(text, "DENSE")
+    assert "99.0 (1 of 2 seeds) &" in line_with(table_text("I", tmp_path, "latex"), "Ours (K = 3)")
+
+
+def test_the_plain_run_stands_for_its_k_and_the_studys_only_with_more_seeds(tmp_path: Path) -> None:
+    cell = bloodmnist(tmp_path, ("dense", "fedbicross"), (0, 1))
+    build_cell_run(cell / "fedbicross-K3" / "seed-0", "fedbicross-K2", 0, "bloodmnist", 5, 0.1)
+    assert csv_rows(tmp_path)["Ours (K = 3)"]["best"] == "ours_global ours_local"
+    for seed in (1, 2):
+        build_cell_run(cell / "fedbicross-K3" / f"seed-{seed}", "fedbicross-K2", seed, "bloodmnist", 5, 0.1)
+    row = csv_rows(tmp_path)["Ours (K = 3)"]
+    assert (row["seeds"], row["best"]) == ("3", "")
+
+
+def test_what_failed_or_is_not_finished_says_so(tmp_path: Path) -> None:
+    cell = bloodmnist(tmp_path, ("fedavg",))
+    for variant in ("dense", "fedbicross-K4", "fedbicross"):
+        folder = cell / variant / "seed-0"
+        folder.mkdir(parents=True)
+        (folder / "failed.json").write_text('{"error": "no memory"}')
+    (cell / "dafl" / "seed-0").mkdir(parents=True)
+    # The plain run's folder says which K it was to have.
+    (cell / "fedbicross" / "seed-0" / "config.toml").write_text("[clustering]\nclusters = 2\n")
+    states = {name: row["state"] for name, row in csv_rows(tmp_path).items()}
+    assert {name: state for name, state in states.items() if state != "not run"} == {
+        "FedAvg-1": "done",
+        "DENSE": "failed",
+        "DAFL": "not finished",
+        "Ours (K = 2)": "failed",
+        "Ours (K = 4)": "failed",
+        "w/o PKD": "failed",
+    }
+    text = table_text("I", tmp_path, "markdown")
+    assert line_with(text, "DENSE").startswith("| DENSE | failed | failed | 42.34 | - | - |")
+    assert line_with(text, "DAFL").startswith("| DAFL | not finished | not finished | 13.42 |")
+    assert line_with(text, "Ours (K = 3)").startswith("| Ours (K = 3) | - | - | ")
+    assert line_with(table_text("I", tmp_path, "latex"), "DENSE").startswith("DENSE & failed & failed &")
+
+
+def test_the_paired_tests_of_each_cell_are_among_the_notes(tmp_path: Path) -> None:
+    variants = ("coboosting", "fedbicross")
+    bloodmnist(tmp_path, variants, (0, 1))
+    bloodmnist(tmp_path, variants, (0,), alpha=0.3)
+    bloodmnist(tmp_path, ("fedavg",), (0,), alpha=0.5)
+    build_comparison(tmp_path, [("bloodmnist", 10, 0.3)], variants, (0,))
+    text = table_text("I", tmp_path, "markdown")
+    notes = [line for line in text.splitlines() if line.startswith("- BloodMNIST, N = 5, α = ")]
+    assert [note.split(". ")[0].split("α = ")[1] for note in notes] == ["0.1", "0.3"]
+    cells = {cell.cell.name: cell for cell in collect(tmp_path).cells}
+    for note, name in zip(notes, ("bloodmnist-N5-alpha0.1", "bloodmnist-N5-alpha0.3"), strict=True):
+        tests = paired_tests(lines_of(cells[name]))
+        assert len(tests) == 6
+        assert all(test.sentence in note for test in tests)
+    assert text.count(NOT_INDEPENDENT) == 1
+    latex = table_text("I", tmp_path, "latex")
+    first, second = latex.split(r"\end{table*}")[:2]
+    assert "Wilcoxon" in first and "Wilcoxon" not in second
+    assert "not independent" in first and "not independent" not in second
+    assert NOT_INDEPENDENT not in table_text("III", tmp_path, "markdown")

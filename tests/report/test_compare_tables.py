@@ -7,10 +7,9 @@ import re
 import shutil
 import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
-from comparison_builder import MODEL, build_comparison, set_accuracies
+from comparison_builder import MODEL, build_comparison, log_work, set_accuracies
 from hypothesis import given
 from hypothesis import strategies as st
 from run_builder import edit
@@ -29,6 +28,7 @@ from fedbicross_flwr.compare.tables import (
 )
 from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.report.seeds_table import Spread
 
 CELL = "phantom-N5-alpha0.3"
 FEW = ("fedavg", "coboosting", "fedbicross", "fedbicross-intra")
@@ -113,19 +113,79 @@ def test_fedavgs_own_row_is_not_taken_for_the_common_one(shared: Path) -> None:
     )
 
 
-def test_a_strategy_of_many_rounds_is_a_ceiling_by_its_own_name(out: Path) -> None:
-    folder = shutil.copytree(out / CELL / "fedavg" / "seed-0", out / CELL / "flower:FedAvg" / "seed-0")
-
-    def rename(content: dict[str, Any]) -> None:
-        content["rows"] = [row for row in content["rows"] if row["kind"] != "ceiling"]
-        for row in content["rows"]:
-            row["name"] = row["name"].replace("FedAvg-1", "FedAvg, 20 rounds")
-
-    edit(folder / "metrics.json", rename)
+def test_a_strategy_is_titled_with_its_rounds_and_does_not_compete(out: Path) -> None:
+    build_comparison(out, variants=("flower:FedAvg",), seeds=(0,))
+    rows = [row for row in table_of(out).rows if row.line.variant == "flower:FedAvg"]
+    assert [row.line.remark for row in rows] == ["5 rounds", "5 rounds"]
+    assert not any(row.line.competes for row in rows)
     text = table_text(CELL, out, "markdown")
-    assert "| FedAvg, 20 rounds (ceiling, 1 of 2 seeds) |" in text
-    assert "| FedAvg, 20 rounds, fine-tuned (ceiling, 1 of 2 seeds) |" in text
-    assert not row_of(table_of(out), "flower:FedAvg").line.competes
+    assert "| FedAvg (5 rounds, 1 of 2 seeds) |" in text
+    assert "| FedAvg, fine-tuned (5 rounds, 1 of 2 seeds) |" in text
+    # 78 % of the whole test set, far above all others: no mark, and not named a ceiling.
+    assert re.search(r"\| FedAvg \(5 rounds[^\n]*\*\*", text) is None
+    assert "rounds, ceiling" not in text and "(ceiling, 5" not in text
+    assert "| ensemble of all uploads (ceiling) |" in text
+    build_comparison(out, variants=("flower:FedAvg",), seeds=(1,))
+    run = out / CELL / "flower:FedAvg" / "seed-1" / "run.json"
+    edit(run, lambda content: content.update(flower={"rounds": 2, "accuracy": [0.1, 0.2, 0.3]}))
+    assert "| FedAvg (many rounds) |" in table_text(CELL, out, "markdown")
+    assert table_text(CELL, out, "latex").count(r"\midrule") == 4
+    shutil.rmtree(out / CELL / "flower:FedAvg" / "seed-1")
+    failed = out / CELL / "flower:FedAvg" / "seed-0"
+    (failed / "run.json").unlink()
+    (failed / "failed.json").write_text('{"error": "no node"}')
+    assert "| FedAvg (many rounds, failed) |" in table_text(CELL, out, "markdown")
+
+
+def test_rounds_with_the_clients_by_hand(out: Path) -> None:
+    build_comparison(out, variants=("flower:FedAvg", "central", "fedbicross-K2"), seeds=(0, 1))
+    table = table_of(out)
+    found = {
+        (row.line.variant, row.line.role): None if value is None else value.mean
+        for row in table.rows
+        if row.line.seeds
+        for value in [row.values["rounds"]]
+    }
+    assert found == {
+        ("local-only", "control"): 0,
+        ("same-budget", "control"): 0,
+        **{
+            (variant, role): 2
+            for variant in ("fedavg", "fedbicross", "fedbicross-K2")
+            for role in (SHIPPED, PERSONAL)
+        },
+        ("ensemble", "ceiling"): 2,
+        ("central", SHIPPED): None,
+        # Five rounds, and one in which the last model is sent.
+        ("flower:FedAvg", SHIPPED): 6,
+        ("flower:FedAvg", PERSONAL): 6,
+    }
+    run = out / CELL / "flower:FedAvg" / "seed-1" / "run.json"
+    edit(run, lambda content: content.update(flower={"rounds": 2, "accuracy": [0.1, 0.2, 0.3]}))
+    assert "| 4.5 ± 2.1 |" in table_text(CELL, out, "markdown")
+    edit(run, lambda content: content.pop("flower"))
+    assert row_of(table_of(out), "flower:FedAvg").values["rounds"] is None
+    edit(run, lambda content: content.update(flower={"rounds": 2, "accuracy": [0.1]}))
+    assert any("seed-1: unreadable" in problem for problem in collect(out).problems)
+
+
+def test_rounds_and_wall_time_stand_in_all_formats(out: Path) -> None:
+    seconds = {"upload round": 100.0, "personalisation round": 20.0, "total": 123.45}
+    log_work(out / CELL / "fedavg" / "seed-0", seconds, range(5), range(5), lasted=120.0)
+    shutil.rmtree(out / CELL / "fedavg" / "seed-1")
+    for format, end in (("markdown", r"\|"), ("latex", r"\\\\")):
+        lines = table_text(CELL, out, format).splitlines()
+        header = next(line for line in lines if "Rounds" in line and "Wall seconds" in line)
+        separator = "|" if format == "markdown" else "&"
+        place = [title.strip(" \\") for title in header.strip("|").split(separator)].index("Rounds")
+        line = next(line for line in lines if "FedAvg-1 (1 of 2 seeds)" in line)
+        assert line.strip("|").split(separator)[place].strip() == "2"
+        assert re.search(rf"123\.5 {end}$", line), line
+    rows = list(csv.DictReader(table_text(CELL, out, "csv").splitlines()))
+    (row,) = [row for row in rows if (row["variant"], row["row"]) == ("fedavg", SHIPPED)]
+    assert (row["rounds_mean"], row["wall_seconds_mean"], row["wall_seconds_sd"]) == ("2.0", "123.45", "")
+    (row,) = [row for row in rows if (row["variant"], row["row"]) == ("fedbicross", SHIPPED)]
+    assert row["wall_seconds_mean"] == ""
 
 
 def test_what_images_are_worth_by_hand(out: Path) -> None:
@@ -136,14 +196,25 @@ def test_what_images_are_worth_by_hand(out: Path) -> None:
             lambda content, a=agreement, c=classes: content.update(agreement=a, classes=c),
         )
     (one,) = table_of(out).images
+    assert one.seeds == 2
     assert one.title == VARIANTS["fedbicross"].title and (one.images, one.classes) == (24, 7.5)
     deviation = statistics.stdev([0.5, 0.7])
-    assert (one.measures[0].mean, one.measures[0].deviation) == pytest.approx((0.6, deviation))
-    assert (one.measures[1].mean, one.measures[2].mean) == (0.5, 0.25)
+    taken = one.measures[0]
+    assert taken is not None
+    assert (taken.mean, taken.deviation) == pytest.approx((0.6, deviation))
+    assert one.measures[1:] == (Spread(0.5, 0.0), Spread(0.25, 0.0))
     line = next(line for line in table_text(CELL, out, "markdown").splitlines() if "| 24 |" in line)
     assert line == "| FedBiCross | 24 | 7.5 | 60.0 ± 14.1 | 50.0 ± 0.0 | 25.0 ± 0.0 |"
-    for seed in (0, 1):
-        (out / CELL / "fedbicross" / f"seed-{seed}" / "synthetic.json").unlink()
+    edit(
+        out / CELL / "fedbicross" / "seed-1" / "synthetic.json",
+        lambda content: content.update(agreement=None),
+    )
+    assert "| FedBiCross | 24 | 7.5 | – | 50.0 ± 0.0 | 25.0 ± 0.0 |" in table_text(CELL, out, "markdown")
+    (out / CELL / "fedbicross" / "seed-1" / "synthetic.json").unlink()
+    assert "| FedBiCross (1 of 2 seeds) | 24 | 7.0 | 50.0 | 50.0 | 25.0 |" in table_text(
+        CELL, out, "markdown"
+    )
+    (out / CELL / "fedbicross" / "seed-0" / "synthetic.json").unlink()
     assert "Synthetic images of" not in table_text(CELL, out, "markdown")
 
 

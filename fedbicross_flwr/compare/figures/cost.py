@@ -21,7 +21,7 @@ from fedbicross_flwr.compare.figures.looks import (
     look_of,
     percent_of,
 )
-from fedbicross_flwr.compare.lines import CEILING_GROUPS, SHIPPED, Line, SeedScores, lines_of
+from fedbicross_flwr.compare.lines import BELOW, SHIPPED, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
@@ -88,7 +88,7 @@ def _drawable(cell: CellRuns) -> list[Line]:
         line
         for line in lines_of(cell)
         if percent_of(line, ACCURACY)
-        and (line.group == "one-shot" or line.group in CEILING_GROUPS or line.variant == CONTROL_LINE)
+        and (line.group == "one-shot" or line.group in BELOW or line.variant == CONTROL_LINE)
     ]
 
 

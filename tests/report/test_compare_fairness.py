@@ -1,0 +1,143 @@
+"""Which runs of a cell do not compare: by settings that both read, and by the clients that they had."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparison_builder import build_comparison, set_accuracies, set_config
+
+from fedbicross_flwr.compare.checks import STRATEGIES_THAT_READ, fairness_notes, reads, shaping_keys
+from fedbicross_flwr.compare.collect import collect
+from fedbicross_flwr.compare.commands import table_text
+from fedbicross_flwr.compare.latex import escape
+from fedbicross_flwr.compare.variants import FLOWER, FLOWER_STRATEGIES, VARIANTS
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.settings import walk
+
+CELL = "phantom-N5-alpha0.3"
+SETTINGS = {
+    "client.epochs": 10,
+    "client.initial_weights": "shared",
+    "data.phantom_train": 600,
+    "personal.epochs": 5,
+    "personal.gamma": 0.5,
+    "flower.rounds": 5,
+    "flower.adam_lr": 0.1,
+    "inversion.tv_weight": 5.0,
+}
+PLAIN = {key.replace(".", "__"): value for key, value in SETTINGS.items()}
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of all kinds with the same settings; tests copy it."""
+    out = tmp_path_factory.mktemp("alike")
+    variants = ("fedavg", "central", "flower:FedAvg", "flower:FedAdam")
+    build_comparison(out, variants=variants, seeds=(0,))
+    for variant in variants:
+        set_config(out / CELL / variant / "seed-0", **PLAIN)
+    return out
+
+
+@pytest.fixture
+def out(alike: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(alike, tmp_path / "out"))
+
+
+def notes(out: Path) -> tuple[str, ...]:
+    (cell,) = collect(out).cells
+    return fairness_notes(cell)
+
+
+def change(out: Path, variant: str, **settings: Any) -> None:
+    set_config(out / CELL / variant / "seed-0", **settings)
+
+
+def test_runs_with_the_same_settings_compare(out: Path) -> None:
+    assert notes(out) == ()
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "value"),
+    [
+        ("flower:FedAvg", "client.epochs", 20),
+        ("flower:FedAvg", "personal.epochs", 9),
+        ("flower:FedAvg", "data.phantom_train", 700),
+        ("central", "client.epochs", 20),
+        ("central", "data.phantom_train", 700),
+        ("central", "client.initial_weights", "independent"),
+        ("fedavg", "inversion.tv_weight", 1.0),
+    ],
+)
+def test_a_setting_that_both_read_is_named_below_the_table(
+    out: Path, variant: str, key: str, value: Any
+) -> None:
+    build_comparison(out, variants=("dense",), seeds=(0,))
+    change(out, "dense", **PLAIN)
+    change(out, variant, **{key.replace(".", "__"): value})
+    one, other = ("fedavg", variant) if variant != "fedavg" else ("fedavg", "dense")
+    values = (SETTINGS[key], value) if variant != "fedavg" else (value, SETTINGS[key])
+    differ = f"they differ in {key} ({values[0]} and {values[1]})."
+    wanted = f"{one} seed 0 and {other} seed 0 do not compare: {differ}"
+    assert wanted in notes(out)
+    assert f"- {wanted}" in table_text(CELL, out, "markdown")
+    assert escape(wanted) in table_text(CELL, out, "latex")
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "value"),
+    [
+        ("flower:FedAvg", "personal.gamma", 0.1),
+        ("flower:FedAvg", "inversion.tv_weight", 1.0),
+        ("flower:FedAvg", "client.initial_weights", "independent"),
+        ("flower:FedAvg", "flower.adam_lr", 0.5),
+        ("central", "personal.epochs", 9),
+        ("central", "flower.rounds", 9),
+        ("fedavg", "flower.rounds", 9),
+    ],
+)
+def test_a_setting_that_one_of_them_does_not_read_is_ignored(
+    out: Path, variant: str, key: str, value: Any
+) -> None:
+    change(out, variant, **{key.replace(".", "__"): value})
+    assert notes(out) == ()
+
+
+def test_strategies_are_held_to_each_others_rounds(out: Path) -> None:
+    change(out, "flower:FedAdam", flower__rounds=2, client__epochs=12)
+    one, two = notes(out)
+    assert one == (
+        "fedavg seed 0 and flower:FedAdam seed 0 do not compare: they differ in client.epochs (10 and 12)."
+    )
+    assert two == (
+        "flower:FedAvg seed 0 and flower:FedAdam seed 0 do not compare: "
+        "they differ in flower.rounds (5 and 2)."
+    )
+
+
+def test_a_strategy_whose_clients_are_others_is_named(out: Path) -> None:
+    set_accuracies(out / CELL / "flower:FedAvg" / "seed-0", "local-only", "global", {2: 0.0})
+    (note,) = notes(out)
+    assert note.startswith(
+        "Seed 0: fedavg and flower:FedAvg do not have the same clients (local-only differs"
+    )
+    # These start from other weights, so that their own models say nothing.
+    change(out, "flower:FedAvg", client__initial_weights="independent")
+    assert notes(out) == ()
+
+
+def test_every_setting_of_a_strategy_says_itself_who_reads_it() -> None:
+    said = {
+        key: frozenset(declared.metadata["doc"].partition(":")[0].split(", "))
+        for key, declared, _ in walk(RunConfig())
+        if key.startswith("flower.")
+        and declared.metadata["doc"].partition(":")[0].startswith(("F", "K", "Q"))
+    }
+    assert said == STRATEGIES_THAT_READ
+    assert frozenset.union(*STRATEGIES_THAT_READ.values()) <= set(FLOWER_STRATEGIES)
+    for strategy in FLOWER_STRATEGIES:
+        read = {key for key in shaping_keys() if reads(VARIANTS[FLOWER + strategy], key)}
+        assert "flower.rounds" in read and "client.lr" in read and not any("cross_" in key for key in read)
