@@ -9,7 +9,7 @@ written. It has PyTorch's threads and kernels as they come: nothing here is slow
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -143,6 +143,8 @@ class CrossCluster:
         G_k in training mode, changed in place.
     weights : Tensor
         w, (K, K), changed in place.
+    together : bool
+        The images of all clusters pass through a student in one batch, so that BatchNorm mixes them.
     """
 
     clusters: Sequence[Cluster]
@@ -153,6 +155,7 @@ class CrossCluster:
     weight_lr: float
     momentum: float
     decay: float
+    together: bool = False
     optimisers: list[torch.optim.SGD] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,11 +164,21 @@ class CrossCluster:
             for student in self.students
         ]
 
-    def loss(self, student: nn.Module, cluster: Cluster, rows: Tensor, t: int, iterations: int) -> Tensor:
-        """Return L_KD^(t) (Eq. 5)."""
-        images = cluster.trajectory[t - 1].to(self.weights.device)[rows]
+    def losses(
+        self, student: nn.Module, batches: Sequence[tuple[Cluster, Tensor]], t: int, iterations: int
+    ) -> Iterator[Tensor]:
+        """Yield L_KD^(t) (Eq. 5) of each batch: some rows of a cluster's images."""
+        images = [cluster.trajectory[t - 1].to(self.weights.device)[rows] for cluster, rows in batches]
+        if self.together:
+            parts = iter(student(torch.cat(images)).split([len(part) for part in images]))
+        else:
+            parts = (student(part) for part in images)
+        for (cluster, _), part, logits in zip(batches, images, parts, strict=True):
+            yield self.loss(logits, cluster, part, t, iterations)
+
+    def loss(self, logits: Tensor, cluster: Cluster, images: Tensor, t: int, iterations: int) -> Tensor:
+        """Return L_KD^(t) of a student's answers to a cluster's images."""
         share = 1.0 - t / iterations
-        logits = student(images)
         plain = kl(answer(cluster.models, images), logits, self.temperature)
         adapted = kl(answer(cluster.adapted, images), logits, self.temperature)
         return (1.0 - share) * plain + share * adapted
@@ -174,17 +187,22 @@ class CrossCluster:
         """Do an inner and an outer step of every target at iterate t."""
         for k, (student, optimiser) in enumerate(zip(self.students, self.optimisers, strict=True)):
             parameters = list(student.parameters())
+            training = [(one, one.train) for one in self.clusters]
             gradients = [
-                torch.autograd.grad(self.loss(student, one, one.train, t, iterations), parameters)
-                for one in self.clusters
+                torch.autograd.grad(loss, parameters, retain_graph=self.together)
+                for loss in self.losses(student, training, t, iterations)
             ]
             for index, parameter in enumerate(parameters):
                 parameter.grad = torch.zeros_like(parameter)
                 for weight, gradient in zip(self.weights[k].tolist(), gradients, strict=True):
                     parameter.grad += weight * gradient[index]
             optimiser.step()
-            own = self.clusters[k]
-            after = torch.autograd.grad(self.loss(student, own, own.validation, t, iterations), parameters)
+            validation = [(one, one.validation) for one in self.clusters]
+            if self.together:
+                own = list(self.losses(student, validation, t, iterations))[k]
+            else:
+                (own,) = self.losses(student, [validation[k]], t, iterations)
+            after = torch.autograd.grad(own, parameters)
             slopes = [
                 -self.lr * sum((a * b).sum().item() for a, b in zip(after, gradient, strict=True))
                 for gradient in gradients

@@ -200,7 +200,7 @@ class Bench:
 
         return Stage("noise adaptation, an iterate", ours, plain, sizes.steps, sizes.images * sizes.members)
 
-    def cross_cluster(self) -> Stage:
+    def cross_cluster(self, normalisation: str = "source") -> Stage:
         """Return an inner and an outer step of all targets, with all that their teachers answer."""
         sizes = self.sizes
         clusters, steps = sizes.clusters, sizes.steps
@@ -209,7 +209,8 @@ class Bench:
         ]
         labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
         rows = split_indices(labels, 0.8)
-        config = sizes.config()
+        config = sizes.config(cross_cluster__normalisation=normalisation)
+        together = normalisation == "mixture"
         replayed = list(range(1, steps + 1))
 
         def ours(index: int) -> Piece:
@@ -248,7 +249,7 @@ class Bench:
             ]
             students = [build_model(sizes.spec, k).to(device).train() for k in range(clusters)]
             weights = torch.full((clusters, clusters), 1 / clusters, device=device)
-            loop = reference.CrossCluster(parts, students, weights, 20.0, 1e-3, 2e-3, 0.9, 5e-4)
+            loop = reference.CrossCluster(parts, students, weights, 20.0, 1e-3, 2e-3, 0.9, 5e-4, together)
 
             def work() -> None:
                 for t in replayed:
@@ -257,7 +258,8 @@ class Bench:
             return work
 
         images = clusters * (clusters * len(rows[0]) + len(rows[1]))
-        return Stage(f"inner and outer step, K = {clusters}", ours, plain, steps, images, alone=True)
+        name = f"inner and outer step, K = {clusters}" + (", as a mixture" if together else "")
+        return Stage(name, ours, plain, steps, images, alone=True)
 
     def personal_distillation(self) -> Stage:
         """Return stage 3, by the batch."""
@@ -286,6 +288,7 @@ STAGES: Mapping[str, Callable[[Bench], Stage]] = {
     "bare": lambda bench: bench.inversion(statistics=False),
     "adaptation": Bench.noise_adaptation,
     "cross": Bench.cross_cluster,
+    "mixture": lambda bench: bench.cross_cluster("mixture"),
     "personal": Bench.personal_distillation,
 }
 """What can be timed, by its name on the command line."""

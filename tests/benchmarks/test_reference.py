@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -21,17 +22,60 @@ from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.inversion import balanced_labels, invert
 from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
-from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.seeds import derive_seed, torch_generator
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import batches
+from fedbicross_flwr.training import batches, train_client
 
 SMALL = Sizes(width=4, members=2, images=20, clusters=2, batch=8, steps=2, clients=4, iterations=2)
-BENCH = Bench(SMALL, Compute(torch.device("cpu")), workers=2)
+CPU = torch.device("cpu")
+BENCH = Bench(SMALL, Compute(CPU), workers=2)
+ROUGH = Bench(SMALL, Compute(CPU, torch.bfloat16), workers=2)
+PRECISIONS = pytest.mark.parametrize(
+    ("bench", "off"), [(BENCH, 1e-2), (ROUGH, 0.5)], ids=["float32", "bfloat16"]
+)
+"""With the share of the whole move by which our result may miss the reference's, which is always float32.
+
+Rounding grows from step to step, here over up to six of them on noise; a wrong gradient misses by one or more.
+"""
 LABELS = balanced_labels(SMALL.images, torch.ones(8))
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def running_of(model: nn.Module) -> list[Tensor]:
+    return [buffer for layer in batch_norms(model) for buffer in running(layer)]
+
+
+def missed(made: Iterable[Tensor], expected: Iterable[Tensor], start: Iterable[Tensor]) -> float:
+    """By which share of the way from the start a result misses what is expected."""
+    found, wanted, begun = flat(made), flat(expected), flat(start)
+    assert not torch.equal(wanted, begun)
+    return float((found - wanted).norm() / (wanted - begun).norm())
 
 
 def trajectory(seed: int) -> dict[int, Tensor]:
     return {t: BENCH.noise(SMALL.images, 10 * seed + t) for t in range(1, SMALL.steps + 1)}
+
+
+@PRECISIONS
+def test_client_training(bench: Bench, off: float) -> None:
+    data, task = bench.data(24), bench.task(1)
+    made = load_state(SMALL.spec, train_client(data, task).state)
+    order = torch_generator(task.config.seed, "training", 1)
+    dealt = [
+        (data.images[rows], data.labels[rows])
+        for _ in range(SMALL.epochs)
+        for rows in batches(len(data), SMALL.batch, order)
+    ]
+    start = build_model(SMALL.spec, derive_seed(task.config.seed, "initial-weights", None))
+    model = copy.deepcopy(start)
+    recipe = task.config.client
+    losses = reference.train(model, dealt, recipe.lr, recipe.momentum, recipe.weight_decay)
+    assert len(losses) == 6
+    assert missed(made.parameters(), model.parameters(), start.parameters()) < off
+    assert missed(*(running_of(one) for one in (made, model, start))) < off
 
 
 def test_inversion() -> None:
@@ -65,10 +109,14 @@ def test_noise_adaptation() -> None:
                     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_inner_and_outer_step() -> None:
-    groups, rows = [BENCH.models(2, seed) for seed in (0, 1)], split_indices(LABELS, 0.8)
+@pytest.mark.parametrize("normalisation", ["source", "mixture"])
+@PRECISIONS
+def test_inner_and_outer_step(bench: Bench, off: float, normalisation: str) -> None:
+    groups, rows = [bench.models(2, seed) for seed in (0, 1)], split_indices(LABELS, 0.8)
     seen = [trajectory(seed) for seed in (0, 1)]
-    config = SMALL.config(cross_cluster__lr=0.05, cross_cluster__weight_lr=0.5)
+    config = SMALL.config(
+        cross_cluster__lr=0.05, cross_cluster__weight_lr=0.5, cross_cluster__normalisation=normalisation
+    )
     students: list[nn.Module] = [build_model(SMALL.spec, seed) for seed in (0, 1)]
     parts = [
         reference.Cluster(models, reference.adapt(models, list(one.values()), 0.9), list(one.values()), *rows)
@@ -76,14 +124,18 @@ def test_inner_and_outer_step() -> None:
     ]
     weights = torch.full((2, 2), 0.5)
     loop = reference.CrossCluster(
-        parts, [copy.deepcopy(one).train() for one in students], weights.clone(), 20.0, 0.05, 0.5, 0.9, 5e-4
+        parts,
+        [copy.deepcopy(one).train() for one in students],
+        weights.clone(),
+        *(20.0, 0.05, 0.5, 0.9, 5e-4),
+        together=normalisation == "mixture",
     )
     sources = []
     for models, one in zip(groups, seen, strict=True):
-        answers = teacher_scores(BENCH.ensemble(models), one, [1, 2], config.teacher, BENCH.compute)
+        answers = teacher_scores(bench.ensemble(models), one, [1, 2], config.teacher, bench.compute)
         sources.append(Source(one, *answers, *rows))
     targets = [
-        Target(k, student, weights[k].clone(), config.cross_cluster, BENCH.compute)
+        Target(k, copy.deepcopy(student), weights[k].clone(), config.cross_cluster, bench.compute)
         for k, student in enumerate(students)
     ]
     for t in (1, 2):
@@ -91,15 +143,15 @@ def test_inner_and_outer_step() -> None:
         for target in targets:
             target.step(sources, t, SMALL.steps, 0.05, torch.Generator())
     for k, target in enumerate(targets):
-        torch.testing.assert_close(target.weights, loop.weights[k], rtol=1e-3, atol=1e-5)
         assert (target.weights - 0.5).abs().max() > 1e-4, "the weights must have moved"
-        for first, second in zip(target.parameters, loop.students[k].parameters(), strict=True):
-            torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+        assert missed([target.weights], [loop.weights[k]], [weights[k]]) < off
+        assert missed(target.parameters, loop.students[k].parameters(), students[k].parameters()) < off
 
 
-def test_personal_distillation() -> None:
-    data, task = BENCH.data(24), BENCH.task(0)
-    cluster, own = BENCH.models(2)
+@PRECISIONS
+def test_personal_distillation(bench: Bench, off: float) -> None:
+    data, task = bench.data(24), bench.task(0)
+    cluster, own = bench.models(2)
     made = personalise(data, Shipment(state_of(cluster)), state_of(own), task)
     # The reference is given the order that the software draws.
     order = torch_generator(task.config.seed, "personalisation", 0)
@@ -113,10 +165,7 @@ def test_personal_distillation() -> None:
     losses = reference.personalise(student, (cluster, own), dealt, 1e-3, 0.9, 5e-4, 0.5, 0.3)
     assert len(losses) == 6
     expected = load_state(SMALL.spec, made)
-    for one, other in zip(expected.parameters(), student.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    pairs = zip(student.parameters(), before.parameters(), strict=True)
-    assert any(not torch.allclose(one, other, atol=1e-3) for one, other in pairs)
+    assert missed(expected.parameters(), student.parameters(), before.parameters()) < off
 
 
 @pytest.mark.parametrize("vector", [[0.2, 0.3, 0.5], [3.0, -1.0, 0.2], [0.4, 0.4, 0.4], [-5.0, -5.0, -4.9]])
