@@ -35,7 +35,7 @@ PRECISIONS = pytest.mark.parametrize(
 )
 """With the share of the whole move by which our result may miss the reference's, which is always float32.
 
-Rounding grows from step to step, here over up to six of them on noise; a wrong gradient misses by one or more.
+Rounding grows from step to step, here up to six of them on noise; a wrong gradient misses by one or more.
 """
 LABELS = balanced_labels(SMALL.images, torch.ones(8))
 

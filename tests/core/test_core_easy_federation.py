@@ -1,0 +1,89 @@
+"""On a federation that anybody can learn, every method must come near the central model."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from generated import held_out_accuracy, server_task, textures, trained_uploads
+from generated import smooth_model as smooth_model
+from tiny import one_thread as one_thread
+from tiny import settings
+from tiny import task as client_task
+
+from fedbicross_flwr.compare.variants import VARIANTS
+from fedbicross_flwr.methods import METHODS
+from fedbicross_flwr.models import ModelSpec
+from fedbicross_flwr.shipment import Shipment
+from fedbicross_flwr.training import ClientTask, LabelledImages, train_client
+
+SPEC: ModelSpec = server_task().spec
+BUDGETS: dict[str, Any] = {
+    "clustering__clusters": 2,
+    "clustering__num_probes": 64,
+    "inversion__iterations": 25,
+    "inversion__batch_size": 24,
+    "inversion__bn_models": "sum",
+    "cross_cluster__synthesis_rounds": 6,
+    "cross_cluster__replay_fraction": 1.0,
+    "cross_cluster__sweeps": 1,
+    "cross_cluster__lr": 0.05,
+    "cross_cluster__schedule": "constant",
+    # The average of alike clients is near the goal already: it must be reached by learning.
+    "cross_cluster__student_init": "random",
+    "personal__epochs": 3,
+    "fedisca__epochs": 6,
+    "fedisca__steps": 25,
+    "fedisca__batch_size": 24,
+    "fedisca__inversion_lr": 0.1,
+    "fedisca__bn_weight": 0.1,
+    "fedisca__lr": 0.05,
+    "fedisca__schedule": "constant",
+    "fedisca__temperature": 4.0,
+}
+METHODS_HERE = [
+    name
+    for name, variant in VARIANTS.items()
+    # Methods with generators are tried in their own modules; a clustering decides on nothing but the groups.
+    if variant.overrides.get("method") in ("fedavg", "fedisca", "fedbicross")
+    and variant.group in ("one-shot", "ablation")
+]
+
+
+def everything() -> LabelledImages:
+    """The images of all clients together."""
+    parts = [textures(upload.num_samples, 20 + upload.client) for upload in trained_uploads()]
+    return LabelledImages(
+        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    )
+
+
+@cache
+def central_accuracy() -> float:
+    """The model of one who has all images, by the clients' recipe."""
+    config = settings(client__epochs=8, client__lr=0.1, client__batch_size=16)
+    return held_out_accuracy(train_client(everything(), client_task(config, 0, SPEC)).state)
+
+
+@pytest.mark.parametrize("name", METHODS_HERE)
+def test_the_shipped_and_the_personal_models_come_near_the_central_one(name: str) -> None:
+    options = BUDGETS | {key.replace(".", "__"): v for key, v in VARIANTS[name].overrides.items()}
+    task, uploads = server_task(**options), trained_uploads()
+    outcome = METHODS[task.config.method].serve(uploads, task)
+    for upload in uploads:
+        model = outcome.models[outcome.assignment[upload.client]]
+        assert held_out_accuracy(model) > central_accuracy() - 0.1
+        client: ClientTask = client_task(task.config, upload.client, SPEC)
+        personal = METHODS[task.config.method].personalise(
+            textures(upload.num_samples, 20 + upload.client),
+            Shipment(model, outcome.replay),
+            upload.state,
+            client,
+        )
+        assert held_out_accuracy(personal) > central_accuracy() - 0.1
+
+
+def test_the_central_model_learns_what_there_is() -> None:
+    assert central_accuracy() > 0.95
