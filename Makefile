@@ -38,7 +38,7 @@ test: $(READY) ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not deploy" --numprocesses $(CORES) --dist loadfile
 	@$(BIN)/python -m pytest -m ray
 
-test-deploy: $(READY) ## real processes on loopback with TLS, disturbed in every way: about 25 minutes
+test-deploy: $(READY) ## many real processes: sites with TLS, disturbed in every way, and runs on Ray: half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy
 
 bench: $(READY) ## speed and memory of every stage beside a plain reference; `make bench ARGS=--quick`

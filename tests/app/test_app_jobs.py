@@ -165,7 +165,7 @@ def test_what_cannot_be_made_at_once_is_refused(tmp_path: Path) -> None:
 # --- on Ray
 
 
-@pytest.mark.ray
+@pytest.mark.deploy
 def test_runs_at_once_give_the_numbers_of_runs_one_after_another(tmp_path: Path) -> None:
     methods = "fedavg,dafl,fedbicross-intra,fedbicross-uniform"
     small: dict[str, Any] = {"dafl__epochs": 1, "dafl__steps": 2, "dafl__batch_size": 16}
@@ -194,7 +194,7 @@ def heed_interruptions() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us with &
 
 
-@pytest.mark.ray
+@pytest.mark.deploy
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes through /proc")
 def test_an_interruption_ends_all_runs_and_leaves_no_process(tmp_path: Path, temporary: Path) -> None:
     (tmp_path / "tiny.toml").write_text("")

@@ -133,7 +133,7 @@ class GivenUpError(Exception):
     """Said by a watcher of steps."""
 
 
-@pytest.mark.ray
+@pytest.mark.deploy
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes through /proc")
 def test_pieces_of_a_run_are_tasks_of_ray_with_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
