@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import batch_norms
-from fedbicross_flwr.inversion import norm_variation
+from fedbicross_flwr.inversion_loss import norm_variation
 
 
 def train(

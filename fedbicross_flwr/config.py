@@ -213,6 +213,12 @@ class InversionConfig:
         choices=("sum", "mean"),
         source="FedISCA: sum",
     )
+    teachers: str = setting(
+        "together",
+        "whether the cluster's models pass the gradient on `together`, or `in_turn`: then the activations of "
+        "one are in memory at a time, and each answers twice (docs/performance.md)",
+        choices=("together", "in_turn"),
+    )
     trajectory_dtype: str = setting(
         "auto",
         "how the iterates are kept; `auto`: as the networks compute, so that nothing they see is lost",

@@ -1,4 +1,4 @@
-"""Stage 1, synthesis: images from an ensemble, without data (Section III-A2, Eqs. 1 and 2)."""
+"""Stage 1, synthesis: images from an ensemble, without data (Section III-A2, Eq. 1)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.inversion_loss import DESCENTS
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -89,32 +90,6 @@ LABELS: Mapping[str, Callable[[int, Tensor], Tensor]] = {
 """``(images, prior (C,)) -> labels``"""
 
 
-def differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return horizontal, vertical and both diagonal differences of neighbouring pixels."""
-    return (
-        images[..., :, 1:] - images[..., :, :-1],
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., 1:, 1:] - images[..., :-1, :-1],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-    )
-
-
-def norm_variation(images: Tensor) -> Tensor:
-    """Return R_TV as FedISCA has it: the sum of four L2 norms (not squared) over the whole batch."""
-    return torch.stack([difference.norm() for difference in differences(images)]).sum()
-
-
-def mean_square_variation(images: Tensor) -> Tensor:
-    """Return the sum of the four mean squared differences, which does not depend on the batch size."""
-    return torch.stack([difference.square().mean() for difference in differences(images)]).sum()
-
-
-VARIATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "norm": norm_variation,
-    "mean_square": mean_square_variation,
-}
-
-
 def roll(images: Tensor, jitter: int, generator: torch.Generator) -> Tensor:
     """Roll the batch by integers drawn uniformly from -jitter..jitter, one for each axis."""
     if not jitter:
@@ -150,7 +125,7 @@ def invert(
     after_step : callable
         Called with t = 1..T.
     """
-    members = torch.nn.ModuleList(StatisticsModel(model) for model in ensemble.members)
+    members = [StatisticsModel(model) for model in ensemble.members]
     labels = labels.to(compute.device)
     noise = torch.randn((len(labels), channels, 28, 28), generator=generator)
     images = noise.to(compute.device).requires_grad_(True)
@@ -162,34 +137,15 @@ def invert(
     for t in range(1, config.iterations + 1):
         optimiser.zero_grad(set_to_none=True)
         seen = compute.images(roll(images, config.jitter, generator))
-        scores, batch_norm = answer(members, ensemble, seen, config.bn_models, compute)
-        cross_entropy = F.cross_entropy(scores, labels)
-        variation = VARIATIONS[config.tv](seen)
-        loss = cross_entropy + config.tv_weight * variation + config.bn_weight * batch_norm
-        loss.backward()
+        scores, terms = DESCENTS[config.teachers](members, ensemble, seen, labels, config, compute)
         optimiser.step()
-        terms = torch.stack([cross_entropy, batch_norm, variation]).detach()
-        diagnostics[t - 1] = torch.cat([terms, describe(scores.detach(), labels)])
+        diagnostics[t - 1] = torch.cat([terms, describe(scores, labels)])
         if t in wanted:
             # `images` is changed in place by the next step: what is kept must be a copy.
             iterates[t] = images.detach().to(dtype, copy=True)
         after_step(t)
     iterates[config.iterations] = images.detach().clone()
     return Synthesis(iterates, labels.cpu(), diagnostics.cpu())
-
-
-def answer(
-    members: torch.nn.ModuleList, ensemble: Ensemble, images: Tensor, reduction: str, compute: Compute
-) -> tuple[Tensor, Tensor]:
-    """Return the ensemble's scores (B, C) and R_BN over all layers of all members."""
-    logits, losses = [], []
-    for model in members:
-        with compute.autocast():
-            member_logits, loss = model(images)
-        logits.append(member_logits.float())
-        losses.append(loss)
-    total = torch.stack(losses)
-    return ensemble.combine(torch.stack(logits)), total.sum() if reduction == "sum" else total.mean()
 
 
 def describe(scores: Tensor, labels: Tensor) -> Tensor:

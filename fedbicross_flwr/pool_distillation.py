@@ -20,7 +20,7 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.distillation import kl_divergence
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
-from fedbicross_flwr.inversion import answer
+from fedbicross_flwr.inversion_loss import answer
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.training import batches
 

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
 from fedbicross_flwr.evaluation import Probabilities, score
 from fedbicross_flwr.federated_data import FederatedData
-from fedbicross_flwr.methods import ClientUpload, ServerTask
+from fedbicross_flwr.methods import ClientUpload, ServerTask, StageResult
 from fedbicross_flwr.methods.fedavg import fedavg
 from fedbicross_flwr.runs.record import ClientRecord
 from fedbicross_flwr.training import predict_logits
+
+EVALUATION = "evaluation"
+"""What the seconds of these rows count as."""
 
 
 def server_scores(
@@ -21,17 +24,25 @@ def server_scores(
 ) -> None:
     """Add the rows FedAvg-1 and the ensemble of all uploads to the clients' records.
 
-    Both answer the whole test split once; a client's ``local`` score reads its part of the answers.
+    Both answer the whole test split once, and once for all runs that share these uploads; a client's
+    ``local`` score reads its part of the answers.
     """
     labels = data.source.labels("test")
-    tests = data.read("test", np.arange(len(labels))).to(task.compute)
-    average = task.load(fedavg(uploads, task).models[0])
-    ensemble = Ensemble([task.load(upload.state) for upload in uploads], "logits")
-    answers = {
-        "fedavg": predict_logits(average, tests.images, task.compute),
-        "ensemble": ensemble_scores(ensemble, tests.images, task.compute),
-    }
-    for row, logits in answers.items():
+
+    def compute() -> StageResult:
+        tests = data.read("test", np.arange(len(labels))).to(task.compute)
+        average = task.load(fedavg(uploads, task).models[0])
+        ensemble = Ensemble([task.load(upload.state) for upload in uploads], "logits")
+        return StageResult(
+            {
+                "fedavg": predict_logits(average, tests.images, task.compute),
+                "ensemble": ensemble_scores(ensemble, tests.images, task.compute),
+            }
+        )
+
+    shaped_by = task.shaped_by(uploads, ("fedavg",), data.source.fingerprint(), len(labels))
+    answers = task.stages.run("server-rows", EVALUATION, compute, shaped_by).tensors
+    for row, logits in sorted(answers.items()):
         add_row(row, labels, logits.softmax(1).double().cpu().numpy(), clients, data)
 
 

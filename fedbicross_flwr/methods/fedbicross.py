@@ -7,7 +7,7 @@ G_k and the cross-cluster weights w_k. Modules are those of `fedbicross_flwr`::
     1-3     clusters of the f_i by their answers to probes (III-A1)                       clustering
     6       F_k = mean of the f_i of cluster k                                            ensemble
     7-8     Eq. 1: x <- x - eta_s grad L_DI(x; F_k, y), by Adam                           inversion
-            Eq. 2: L_DI = CE(F_k(x), y) + a_TV R_TV(x) + a_BN R_BN(x)                     batch_norm
+            Eq. 2: L_DI = CE(F_k(x), y) + a_TV R_TV(x) + a_BN R_BN(x)         inversion_loss, batch_norm
     9       Eq. 3: (mu, var) <- beta (mu, var) + (1 - beta) (mu, var of x^(t)), t = T..1  noise_adaptation
     11-12   G_k at its start, w_k = 1/K                             methods.cluster_starts, cross_weights
     13-15   Eq. 5: L_KD = lambda KL(F~ || G) + (1 - lambda) KL(F || G), lambda = 1 - t/T  distillation

@@ -178,7 +178,7 @@ def synthesise(epoch: int, ensemble: Ensemble, task: ServerTask) -> Synthesis:
         task.progress.advance("synthesis", epoch * settings.steps + t, settings.epochs * settings.steps)
 
     every = range(1, settings.steps + 1)
-    config = inversion_config(settings)
+    config = inversion_config(settings, task.config.inversion.teachers)
     return invert(ensemble, labels, task.spec.channels, every, config, generator, task.compute, after_step)
 
 
@@ -200,7 +200,7 @@ def distil(epoch: int, ensemble: Ensemble, synthesis: Synthesis, student: Studen
         task.progress.advance("distillation", done + 1, total)
 
 
-def inversion_config(settings: FedIscaConfig) -> InversionConfig:
+def inversion_config(settings: FedIscaConfig, teachers: str) -> InversionConfig:
     """Return FedISCA's inversion, with the BatchNorm term summed over clients."""
     return InversionConfig(
         iterations=settings.steps,
@@ -212,6 +212,7 @@ def inversion_config(settings: FedIscaConfig) -> InversionConfig:
         tv_weight=settings.tv_weight,
         bn_weight=settings.bn_weight,
         bn_models="sum",
+        teachers=teachers,
         trajectory_dtype="float32",
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedbicross_flwr import batch_norm
 from fedbicross_flwr.batch_norm import StatisticsModel, batch_norms, plain_statistics_loss, running
 from fedbicross_flwr.ensemble import Ensemble
-from fedbicross_flwr.inversion import answer
+from fedbicross_flwr.inversion_loss import answer
 
 RESNET = tiny_spec(width=4)
 

@@ -15,12 +15,12 @@ from tiny import CPU, generator, noise, smooth_net, tiny_resnet, trained_teacher
 from tiny import one_thread as one_thread
 from torch import Tensor
 
+from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import (
     DIAGNOSTICS,
-    VARIATIONS,
     Synthesis,
     balanced_labels,
     describe,
@@ -28,6 +28,7 @@ from fedbicross_flwr.inversion import (
     prior_labels,
     roll,
 )
+from fedbicross_flwr.inversion_loss import DESCENTS, VARIATIONS
 
 SQUARE = torch.tensor([[1.0, 3.0], [4.0, 8.0]]).view(1, 1, 2, 2)
 
@@ -218,3 +219,65 @@ def test_inversion_makes_a_trained_ensemble_agree() -> None:
         answers = ensemble.scores(result.images, CPU).argmax(1)
     assert (answers == labels).float().mean() > 0.9
     assert all(torch.equal(a, b) for a, b in zip(kept, ensemble.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("aggregation", ["logits", "class_weighted"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_teachers_in_turn_leave_the_gradient_of_all_together(aggregation: str, reduction: str) -> None:
+    found = {}
+    for name, descend in DESCENTS.items():
+        ensemble = Ensemble([smooth_net(seed) for seed in (1, 2, 3)], aggregation)
+        members = [StatisticsModel(model) for model in ensemble.members]
+        config = InversionConfig(bn_weight=0.7, tv_weight=0.4, bn_models=reduction)
+        images = noise(6, 1, 28, 28).requires_grad_(True)
+        seen = roll(images, 2, generator(3))
+        found[name] = (*descend(members, ensemble, seen, torch.arange(6) % 3, config, CPU), images.grad)
+    for one, other in zip(found["together"], found["in_turn"], strict=True):
+        assert one is not None and one.any()
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_an_inversion_in_turn_is_the_same_inversion() -> None:
+    together, in_turn = (run(keep=(2,), lr=0.01, teachers=name) for name in DESCENTS)
+    torch.testing.assert_close(together.images, in_turn.images, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together.diagnostics, in_turn.diagnostics, rtol=1e-3, atol=1e-4)
+
+
+class Kept:
+    """Counts the bytes that autograd keeps for backward passes, now and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: Tensor) -> Holder:
+        return Holder(self, tensor)
+
+    def add(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+class Holder:
+    def __init__(self, kept: Kept, tensor: Tensor) -> None:
+        self.kept, self.tensor = kept, tensor
+        # The weights are there anyway, whoever keeps them.
+        self.size = 0 if tensor.dim() != 4 or tensor.shape[0] != 6 else tensor.nbytes
+        kept.add(self.size)
+
+    def __del__(self) -> None:
+        self.kept.add(-self.size)
+
+
+def most_kept(teachers: str, members: int) -> int:
+    ensemble = Ensemble([smooth_net(seed) for seed in range(members)], "logits")
+    config, kept = InversionConfig(iterations=2, batch_size=6, teachers=teachers), Kept()
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda holder: holder.tensor):
+        invert(ensemble, torch.arange(6) % 3, 1, (), config, generator(), CPU)
+    assert kept.now == 0, "all that was kept is given back"
+    return kept.most
+
+
+def test_teachers_in_turn_keep_the_activations_of_one() -> None:
+    one, six = (most_kept("together", members) for members in (1, 6))
+    assert six > 2 * one, "in this test most of what is kept must be the members'"
+    assert most_kept("in_turn", 6) <= one
