@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cell import whole_cell
-from benchmarks.memory import peak_memory
+from benchmarks.memory import SIDES, peak_memory, shapes
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import Timing, matrix_product_peak, time_stage
@@ -58,8 +58,11 @@ def main(
         "stages": [dataclasses.asdict(one) for one in timings],
     }
     if "memory" in wanted:
-        content["memory"] = {side: peak_memory(side, sizes) for side in ("ours", "plain")}
-        console.print(memory_line(content["memory"]))
+        content["memory"] = {
+            shape: {side: peak_memory(side, one) for side in SIDES} for shape, one in shapes(sizes).items()
+        }
+        for shape, peaks_of in content["memory"].items():
+            console.print(memory_line(shape, peaks_of), highlight=False)
     if out:
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
         console.print(f"figures: {out}", highlight=False)
@@ -111,10 +114,12 @@ def timing_table(timings: list[Timing], peaks: dict[str, float], compute: Comput
     return table
 
 
-def memory_line(peaks: dict[str, int]) -> str:
-    """Return what the memory figures say."""
-    ours, plain = peaks["ours"], peaks["plain"]
-    return f"peak memory of stages 1 and 2: ours {ours / 2**20:.0f} MiB, reference {plain / 2**20:.0f} MiB"
+def memory_line(shape: str, found: dict[str, int]) -> str:
+    """Return what the memory figures of one shape say."""
+    told = ", ".join(
+        f"{side} {size / 2**20:.0f} MiB ({size / found['reference']:.2f})" for side, size in found.items()
+    )
+    return f"peak memory of stages 1 and 2, {shape}: {told}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Annotated
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,19 @@ from benchmarks.__main__ import about
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.stages import Bench
 from benchmarks.timing import synchronise
+from fedbicross_flwr import cross_cluster
 from fedbicross_flwr.batch_norm import StatisticsModel, plain_statistics_loss
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RuntimeConfig
+from fedbicross_flwr.cross_cluster import Source, Target, split_indices
 from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.inversion import balanced_labels
+from fedbicross_flwr.models import build_model
 
 Step = Callable[[], object]
 FLOAT32 = torch.float32
+MIXED = 40
+"""Images of a source in a mixture; 32 of them are for the inner level, as in a step of the preset."""
 
 
 def inversion_steps(bench: Bench) -> dict[str, Step]:
@@ -131,6 +138,36 @@ def answering_steps(bench: Bench) -> dict[str, Step]:
     }
 
 
+def mixture_steps(bench: Bench) -> dict[str, Step]:
+    """Return steps of stage 2 over mixtures of K sources, with both ways to the products of Eq. 8."""
+    compute, sizes = bench.compute, bench.sizes
+    config = sizes.config(cross_cluster__normalisation="mixture").cross_cluster
+    labels = balanced_labels(MIXED, torch.ones(sizes.spec.num_classes))
+    rows = split_indices(labels, 0.8)
+
+    def step_of(clusters: int, few: int) -> Step:
+        answers = torch.zeros(MIXED, sizes.spec.num_classes, device=compute.device)
+        sources = [
+            Source({1: bench.noise(MIXED, k)}, {1: answers}, {1: answers}, *rows) for k in range(clusters)
+        ]
+        model = compute.place(build_model(sizes.spec, 0))
+        weights = torch.full((clusters,), 1 / clusters, device=compute.device)
+        target, generator = Target(0, model, weights, config, compute), torch.Generator()
+
+        def step() -> None:
+            with mock.patch.object(cross_cluster, "FEW_SOURCES", few):
+                target.step(sources, 1, 2, 0.01, generator)
+
+        return step
+
+    ways = {"a backward pass for each": 99, "one forward-mode pass": 0}
+    return {
+        f"step of stage 2, mixture of {clusters} x {len(rows[0])} images, {way}": step_of(clusters, few)
+        for clusters in (2, 3, 4, 8)
+        for way, few in ways.items()
+    }
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the median counts.", min=1)] = 7,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", metavar="FILE")] = None,
@@ -139,7 +176,12 @@ def main(
     compute, console = Compute.of(RuntimeConfig()), Console(width=110)
     sizes = Sizes() if compute.device.type == "cpu" else PAPER
     bench = Bench.here(sizes, compute)
-    steps = {**inversion_steps(bench), **training_steps(bench), **answering_steps(bench)}
+    steps = {
+        **inversion_steps(bench),
+        **training_steps(bench),
+        **answering_steps(bench),
+        **mixture_steps(bench),
+    }
     times: dict[str, list[float]] = {name: [] for name in steps}
     with cpu_threads(1):
         for _ in range(rounds + 1):

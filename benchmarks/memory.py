@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,20 @@ from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
 from fedbicross_flwr.models import state_of
 from fedbicross_flwr.progress import Silent
+from fedbicross_flwr.settings import Scalar
+
+SIDES: Mapping[str, Mapping[str, Scalar]] = {
+    "ours": {},
+    "ours, least": {"inversion__teachers": "in_turn", "runtime__server_threads": 1},
+    "reference": {},
+}
+"""What is measured, with our settings: as a run does by itself, and with as little memory as it can."""
+
+
+def shapes(sizes: Sizes) -> dict[str, Sizes]:
+    """Return what is measured: the cell, and one cluster of all members."""
+    together = dataclasses.replace(sizes, clients=sizes.members, clusters=1)
+    return {f"N = {one.clients}, K = {one.clusters}": one for one in (sizes, together)}
 
 
 def peak_memory(side: str, sizes: Sizes) -> int:
@@ -26,7 +41,8 @@ def peak_memory(side: str, sizes: Sizes) -> int:
 
     Parameters
     ----------
-    side : {"ours", "plain"}
+    side : str
+        A name in `SIDES`.
     """
     command = [sys.executable, "-m", "benchmarks.memory", side, json.dumps(dataclasses.asdict(sizes))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -55,11 +71,12 @@ def measure(side: str, sizes: Sizes) -> int:
         warm.members[0], bench.compute.images(bench.noise(2)).requires_grad_()
     ).sum().backward()
     before = occupied(bench.compute)
-    if side == "ours":
-        uploads = [ClientUpload(client, 1, state_of(model)) for client, model in enumerate(models)]
-        METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, sizes.config(), bench.compute, Silent()))
-    else:
+    if side == "reference":
         plain_stages(bench, models)
+    else:
+        uploads = [ClientUpload(client, 1, state_of(model)) for client, model in enumerate(models)]
+        config = sizes.config(**SIDES[side])
+        METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))
     return occupied(bench.compute) - before
 
 

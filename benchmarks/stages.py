@@ -26,6 +26,7 @@ from fedbicross_flwr.models import build_model, state_of
 from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
+from fedbicross_flwr.settings import Scalar
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages, batches, train_client
 
@@ -138,14 +139,18 @@ class Bench:
 
         return Stage("client training, a batch", ours, plain, sizes.steps, sizes.batch)
 
-    def inversion(self, statistics: bool = True) -> Stage:
+    def inversion(self, statistics: bool = True, teachers: str = "together") -> Stage:
         """Return an inversion step, beside the reference or beside the networks without statistics."""
         sizes = self.sizes
         labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
 
         def ours(index: int) -> Piece:
             ensemble = self.ensemble(self.models(sizes.members, index))
-            config = sizes.config(inversion__iterations=sizes.steps).inversion
+            changes: dict[str, Scalar] = {
+                "inversion__iterations": sizes.steps,
+                "inversion__teachers": teachers,
+            }
+            config = sizes.config(**changes).inversion
             keep, generator = range(sizes.steps + 1), torch.Generator().manual_seed(index)
             return lambda: void(invert(ensemble, labels, 3, keep, config, generator, self.compute))
 
@@ -173,7 +178,8 @@ class Bench:
 
             return work
 
-        name = f"inversion, a step of {sizes.members} teachers"
+        turns = ", in turn" if teachers == "in_turn" else ""
+        name = f"inversion, a step of {sizes.members} teachers{turns}"
         if statistics:
             return Stage(name, ours, plain, sizes.steps, sizes.images * sizes.members)
         images = sizes.images * sizes.members
@@ -285,6 +291,7 @@ class Bench:
 STAGES: Mapping[str, Callable[[Bench], Stage]] = {
     "training": Bench.client_training,
     "inversion": Bench.inversion,
+    "turns": lambda bench: bench.inversion(teachers="in_turn"),
     "bare": lambda bench: bench.inversion(statistics=False),
     "adaptation": Bench.noise_adaptation,
     "cross": Bench.cross_cluster,

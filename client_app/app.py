@@ -151,7 +151,7 @@ def distil(message: Message, opened: Opened) -> RecordDict:
     if "replay" in message.content:
         replay = Replay.of(cast(ArrayRecord, message.content["replay"]).to_torch_state_dict())
     scores = second_round(images, Shipment(dict(cluster), replay), task, store)
-    if not images.tests.rows:
+    if not images.tests:
         log(WARNING, "this site has no test images, so its models are not scored")
     log(INFO, "the personal model is %s", store.folder / "personal.safetensors")
     flat: dict[str, int | float | list[int] | list[float]] = {

@@ -2,15 +2,17 @@
 
 - ``docs/configuration.md``, the reference of all settings, from the declarations in `fedbicross_flwr.config`;
 - the block ``[tool.flwr.app.config]`` at the end of ``pyproject.toml``, which tells Flower the defaults;
+- the tables of ``docs/results.md``, from the records in ``results/``;
 - ``docs/pictures/phantom.png``, the phantom's contact sheet.
 
-With ``--check`` nothing is written, and the exit status is 1 if one of the two texts is not up to date.
+With ``--check`` nothing is written, and the exit status is 1 if one of the texts is not up to date.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.phantom_sheet import draw_contact_sheet
 from fedbicross_flwr.files import write_bytes
@@ -27,6 +30,9 @@ from fedbicross_flwr.settings import Scalar, read_toml, walk
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT, REFERENCE = ROOT / "pyproject.toml", ROOT / "docs" / "configuration.md"
 PAPER, PICTURE = ROOT / "configs" / "paper.toml", ROOT / "docs" / "pictures" / "phantom.png"
+RESULTS, RECORDS = ROOT / "docs" / "results.md", ROOT / "results"
+CELL = re.compile(r"(<!-- cell (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+"""Where the table of a cell stands in the results; what is between the marks is written."""
 MARK = "# --- run configuration: the defaults of fedbicross_flwr/config.py, written by `make docs` ---\n"
 TABLE = "tool.flwr.app.config"
 
@@ -122,10 +128,19 @@ def with_defaults(pyproject: str) -> str:
     return f"{before}{mark}[{TABLE}]\n{to_toml(RunConfig()).replace(f'{chr(10)}[', f'{chr(10)}[{TABLE}.')}"
 
 
+def with_tables(page: str) -> str:
+    """Return the page of results with each marked table as the records have it."""
+    return CELL.sub(lambda found: f"{found[1]}\n{table_text(found[2], RECORDS, 'markdown')}\n", page)
+
+
 def outdated() -> Iterator[tuple[Path, str]]:
     """Yield every generated text that is not up to date, with what it should be."""
     pyproject = PYPROJECT.read_text(encoding="utf-8")
-    wanted = {REFERENCE: reference(read_toml(PAPER)), PYPROJECT: with_defaults(pyproject)}
+    wanted = {
+        REFERENCE: reference(read_toml(PAPER)),
+        PYPROJECT: with_defaults(pyproject),
+        RESULTS: with_tables(RESULTS.read_text(encoding="utf-8")),
+    }
     for path, text in wanted.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             yield path, text

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedbicross_flwr.compare.commands import figure, table
+from fedbicross_flwr.compare.commands import export_records, figure, table
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.handover.commands import (
@@ -142,6 +142,7 @@ def report(run: Annotated[Path, typer.Argument(help="A finished run folder.")]) 
 
 app.command()(table)
 app.command()(figure)
+app.command()(export_records)
 app.command()(predict)
 app.command()(card)
 app.command()(status)

@@ -11,7 +11,7 @@ from fedbicross_flwr.calibration import validation_temperature
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.evaluation import ScoredImages, score_model
+from fedbicross_flwr.evaluation import score_model
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.pacfl import data_subspace
@@ -32,14 +32,14 @@ class ClientImages:
     ----------
     train : LabelledImages
         D_i; its first part serves as local validation.
-    tests : ScoredImages
-        Test images: for ``global`` and ``local`` in a simulation, ``local`` alone at a site that has any.
+    tests : mapping of str to LabelledImages
+        Test images by protocol: ``global`` and ``local`` in a simulation, ``local`` alone at a site.
     fingerprint : str
         Identifies the data, so that no model of other data is used by mistake.
     """
 
     train: LabelledImages
-    tests: ScoredImages
+    tests: Mapping[str, LabelledImages]
     fingerprint: str
 
 
@@ -104,7 +104,7 @@ def controls(
     """Return the scores of f_i, and of f_i trained on for stage 3's budget; kept ones are used again."""
     personal = task.config.personal
     key = short_hash(
-        f"{local_key}/{personal.epochs}/{personal.lr}/{personal.schedule}/{sorted(images.tests.rows)}"
+        f"{local_key}/{personal.epochs}/{personal.lr}/{personal.schedule}/{sorted(images.tests)}"
     )
     kept = store.controls(local_key, key)
     if kept is None:
@@ -116,8 +116,9 @@ def controls(
 
 def score_all(models: Mapping[str, StateDict], images: ClientImages, task: ClientTask) -> RowScores:
     """Score models on the client's test images, under each protocol that it has."""
+    tests = {protocol: part.to(task.compute) for protocol, part in images.tests.items()}
     return {
-        row: score_model(task.compute.place(load_state(task.spec, state)), images.tests, task.compute)
+        row: score_model(task.compute.place(load_state(task.spec, state)), tests, task.compute)
         for row, state in models.items()
     }
 
@@ -136,5 +137,5 @@ def personal_key(local_key: str, shipment: Shipment, images: ClientImages, task:
     the same.
     """
     settings = {k: v for k, v in task.config.shaping().items() if k.split(".")[0] not in SERVER_SECTIONS}
-    reads = short_hash(f"{local_key}/{sorted(settings.items())}/{sorted(images.tests.rows)}")
+    reads = short_hash(f"{local_key}/{sorted(settings.items())}/{sorted(images.tests)}")
     return f"{reads}/{task.client}/{shipment.digest()}"

@@ -7,13 +7,12 @@ to the client with its own class proportions, or on a site's own test images.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
-from torch import Tensor, nn
+from torch import nn
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.training import LabelledImages, predict_logits
@@ -75,29 +74,19 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
-@dataclass(frozen=True)
-class ScoredImages:
-    """Test images, and which of them each protocol reads.
-
-    Parameters
-    ----------
-    images : LabelledImages
-        A model answers each of them once.
-    rows : mapping of str to Tensor
-        By protocol: int64 indices into `images`, at least one.
-    """
-
-    images: LabelledImages
-    rows: Mapping[str, Tensor]
+def score_model(model: nn.Module, tests: Mapping[str, LabelledImages], compute: Compute) -> dict[str, Scores]:
+    """Score a network on the test images of each protocol."""
+    return score_predictor(
+        lambda images: predict_logits(model, images.images, compute).softmax(1).double().cpu().numpy(), tests
+    )
 
 
-def score_model(model: nn.Module, tests: ScoredImages, compute: Compute) -> dict[str, Scores]:
-    """Score a network under each protocol that there are test images for."""
-    if not tests.rows:
-        return {}
-    logits = predict_logits(model, tests.images.images, compute)
-    labels, probabilities = tests.images.labels.cpu().numpy(), logits.softmax(1).double().cpu().numpy()
+def score_predictor(
+    predict: Callable[[LabelledImages], Probabilities], tests: Mapping[str, LabelledImages]
+) -> dict[str, Scores]:
+    """Score anything that predicts probabilities; a protocol without images has no score."""
     return {
-        protocol: score(labels[rows.numpy()], probabilities[rows.numpy()])
-        for protocol, rows in tests.rows.items()
+        protocol: score(images.labels.cpu().numpy(), predict(images))
+        for protocol, images in tests.items()
+        if len(images)
     }

@@ -21,7 +21,6 @@ from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.evaluation import ScoredImages
 from fedbicross_flwr.site.store import short_hash
 from fedbicross_flwr.training import LabelledImages
 
@@ -150,9 +149,10 @@ class FederatedData:
     def client(self, client: int) -> ClientImages:
         """Read one client's images, and no other client's training images."""
         train, test = self.partition.train[client], self.partition.test[client]
-        every = np.arange(len(self.source.labels("test")))
-        rows = {"global": torch.from_numpy(every), "local": torch.from_numpy(test)}
-        tests = ScoredImages(self.read("test", every), {name: one for name, one in rows.items() if len(one)})
+        tests = {
+            "global": self.read("test", np.arange(len(self.source.labels("test")))),
+            "local": self.read("test", test),
+        }
         # How images are dealt follows from settings and seed only as long as NumPy draws the same.
         dealt = short_hash(f"{train.tolist()}/{test.tolist()}")
         return ClientImages(self.read("train", train), tests, f"{self.source.fingerprint()}/{dealt}")

@@ -56,6 +56,19 @@ def figure(
         print(f"left out: {title}: {reason}")
 
 
+def export_records(
+    to: Annotated[Path, typer.Argument(help="Where to; what is there of the same runs is replaced.")],
+    out: Out = OUT,
+) -> None:
+    """Write what the tables of a comparison are made of to another folder: no models, no images, no paths."""
+    from fedbicross_flwr.compare.records import export_records as export
+
+    written, left_out = export(out, to)
+    for line in left_out:
+        print(f"left out: {line}")
+    print(f"{len(written)} run(s): {to}")
+
+
 def table_text(name: str, out: Path, format: str) -> str:
     """Return a table of the paper, or of one cell, in one of `FORMATS`.
 

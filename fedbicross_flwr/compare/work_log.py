@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def read_work_log(folder: Path) -> WorkLog | None:
     """Return what a run folder's log says, or None when it has none."""
     if not (folder / LOG).is_file():
         return None
-    events = [event for event in _events(folder / LOG) if event.stage not in NO_WORK]
+    events = work_events(folder)
     done = [event for event in events if event.done == event.total and event.client is not None]
     times = [event.time for event in events]
     return WorkLog(
@@ -46,8 +45,7 @@ def read_work_log(folder: Path) -> WorkLog | None:
     )
 
 
-def _events(log: Path) -> Iterator[Event]:
-    for event in read_events(log):
-        if event is None:
-            return
-        yield event
+def work_events(folder: Path) -> list[Event]:
+    """Return the events of a run folder's log that tell of work."""
+    events = iter(read_events(folder / LOG).__next__, None)
+    return [event for event in events if event.stage not in NO_WORK]

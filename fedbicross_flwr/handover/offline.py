@@ -63,7 +63,7 @@ def personalise(
     store = SiteStore(folder, handover.class_names)
     check_own(handover, data, folder, store.local(upload_key(images, task)) is not None)
     own = first_round(images, task, store)
-    notes = [] if images.tests.rows else ["there are no test images, so nothing is scored"]
+    notes = [] if images.tests else ["there are no test images, so nothing is scored"]
     if handover.upload and digest(own.state) != handover.upload:
         notes.append(
             f"the site's own model is not, number for number, the one that {handover.site} sent: it was "

@@ -225,9 +225,14 @@ def json_value(value: Scalar) -> Scalar:
 
 
 def to_toml(config: RunConfig) -> str:
-    """Return a configuration as TOML, one table a section; a JSON scalar is a TOML scalar."""
-    tables: dict[str, list[str]] = {}
-    for key, value in config.flat().items():
+    """Return a configuration as TOML."""
+    return flat_to_toml(config.flat())
+
+
+def flat_to_toml(flat: Mapping[str, Scalar]) -> str:
+    """Return flat settings as TOML, one table a section; a JSON scalar is a TOML scalar."""
+    tables: dict[str, list[str]] = {"": []}
+    for key, value in flat.items():
         section, _, name = key.rpartition(".")
         text = "inf" if value == float("inf") else json.dumps(value, ensure_ascii=False)
         tables.setdefault(section, []).append(f"{name} = {text}")

@@ -20,7 +20,6 @@ from fedbicross_flwr.data.packed import PackedSource, read_class_names, read_spl
 from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.evaluation import ScoredImages
 from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.training import LabelledImages
 
@@ -53,11 +52,8 @@ def site_images(
     order = np.arange(len(labels))
     if lies_class_by_class(labels):
         order = numpy_generator(seed, "site-order", client).permutation(order)
-    train = labelled(source, "train", order)
-    none = LabelledImages(train.images[:0], train.labels[:0])
-    tests = labelled(source, "test") if source.info.has_test else none
-    rows = {"local": torch.arange(len(tests))} if len(tests) else {}
-    return ClientImages(train, ScoredImages(tests, rows), source.fingerprint())
+    tests = {"local": labelled(source, "test")} if source.info.has_test else {}
+    return ClientImages(labelled(source, "train", order), tests, source.fingerprint())
 
 
 def check_channels(path: Path, found: int, agreed: int) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from small_runs import TINY, Step, Watch, checksums, flip_byte, read_json, reference, without_report
 
-from fedbicross_flwr import cli, in_process
+from fedbicross_flwr import cli, in_process, server_rows
 from fedbicross_flwr import simulate as simulate_module
-from fedbicross_flwr.artifacts import load_model
+from fedbicross_flwr.artifacts import load_model, read_tensors
 from fedbicross_flwr.compare import central as central_module
 from fedbicross_flwr.compare import engine
 from fedbicross_flwr.compare.collect import collect
@@ -276,8 +276,8 @@ def seconds_of(out: Path, variant: str) -> dict[str, float]:
 def test_ablations_share_synthesis_and_answers(made: Made, tmp_path: Path) -> None:
     out = with_cache_of(made, tmp_path)
     first = shared_stages(out)
-    # Two seeds; images and answers of two clusters, and what was learned.
-    assert len(first) == 2 * (2 + 2 + 1)
+    # Two seeds; images and answers of two clusters, what was learned, and what FedAvg-1 and the ensemble say.
+    assert len(first) == 2 * (2 + 2 + 1 + 1)
     found = make(planned(out, "fedbicross-intra,fedbicross-no-clustering"))
     assert found.failures == []
     assert len(shared_stages(out)) == len(first) + 1 + 3  # one ensemble of all has its own images and answers
@@ -285,6 +285,23 @@ def test_ablations_share_synthesis_and_answers(made: Made, tmp_path: Path) -> No
         assert seconds_of(out, "fedbicross-intra")[kind] == seconds_of(made.out, "fedbicross")[kind]
     alone = make(planned(tmp_path / "alone", "fedbicross-intra"))
     assert metrics(out, "fedbicross-intra") == metrics(alone.out, "fedbicross-intra")
+
+
+def test_what_all_uploads_answer_to_test_images_is_asked_once(made: Made, tmp_path: Path) -> None:
+    out = with_cache_of(made, tmp_path)
+
+    def asked(*arguments: object) -> None:
+        raise AssertionError("the ensemble was asked again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_rows, "ensemble_scores", asked)
+        assert make(planned(out, "fedbicross-intra")).failures == []
+        (failure,) = make(planned(tmp_path / "alone", "fedbicross-intra")).failures
+    assert "asked again" in failure.error
+    stages = [read_tensors(file) for file in shared_stages(made.out)]
+    took = [float(facts["seconds"]) for tensors, facts in stages if tensors.keys() == {"fedavg", "ensemble"}]
+    assert len(took) == 2, "one a seed"
+    assert seconds_of(out, "fedbicross-intra")["evaluation"] >= min(took), "it counts here as there"
 
 
 def test_other_images_are_not_taken_for_these(made: Made, tmp_path: Path) -> None:

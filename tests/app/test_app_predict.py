@@ -24,7 +24,7 @@ from fedbicross_flwr.client import ClientImages, second_round, upload_key
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.data.source import normalise
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.evaluation import ScoredImages, score
+from fedbicross_flwr.evaluation import score
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
@@ -160,8 +160,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rest = torch.tensor([97, 31, 22]) - first.bincount(minlength=3)
     labels = torch.cat([first, torch.repeat_interleave(torch.arange(3), rest)])
     tests = torch.repeat_interleave(torch.arange(3), torch.tensor([13, 8, 6]))
-    scored = ScoredImages(LabelledImages(test, tests), {"local": torch.arange(len(tests))})
-    images = ClientImages(LabelledImages(train, labels), scored, "f")
+    images = ClientImages(LabelledImages(train, labels), {"local": LabelledImages(test, tests)}, "f")
     config = tiny(personal__epochs=0, data__phantom_channels=1)
     task, folder = ClientTask(0, SPECS[1], config, CPU, Silent()), tmp_path_factory.mktemp("sites") / "here"
     store = SiteStore(folder, NAMES)

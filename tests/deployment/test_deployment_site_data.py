@@ -40,8 +40,7 @@ def save(path: Path, labels: list[int] | None = None, **arrays: Any) -> Path:
 def test_images_and_labels_are_taken_as_they_lie(tmp_path: Path) -> None:
     images = site_images(save(tmp_path / "a.npz"), CLASSES, 3)
     assert images.train.labels.tolist() == [0, 1, 2] * 8
-    assert images.tests.rows.keys() == {"local"} and images.tests.rows["local"].tolist() == list(range(6))
-    assert len(images.tests.images) == 6
+    assert set(images.tests) == {"local"} and len(images.tests["local"]) == 6
     assert images.train.images.shape == (24, 3, 28, 28) and images.train.images.dtype == torch.float32
 
 
@@ -55,7 +54,7 @@ def test_a_site_may_lack_a_class_if_it_says_what_its_labels_mean(tmp_path: Path)
 
 def test_a_site_without_test_images_has_no_protocol(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", test_images=None, test_labels=None)
-    assert site_images(path, CLASSES, 3).tests.rows == {}
+    assert site_images(path, CLASSES, 3).tests == {}
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -101,7 +100,7 @@ def test_a_folder_s_labels_are_those_of_the_federation_whatever_their_order(tmp_
     folder = paint(tmp_path / "a", "train/angular", "train/round", "test/round")
     images = site_images(folder, CLASSES, 3)
     assert sorted(images.train.labels.tolist()) == [0, 0, 1, 1]
-    assert images.tests.images.labels.tolist() == [0, 0]
+    assert images.tests["local"].labels.tolist() == [0, 0]
 
 
 def test_images_that_lie_class_by_class_are_mixed_and_the_same_way_each_time(tmp_path: Path) -> None:
