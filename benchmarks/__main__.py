@@ -78,6 +78,13 @@ def chosen(only: str, names: list[str]) -> list[str]:
 
 def about(compute: Compute, sizes: Sizes) -> dict[str, Any]:
     """Return what the figures depend on."""
+    found = about_machine(compute)
+    found["hardware"]["precision"] = compute.precision
+    return {**found, "sizes": dataclasses.asdict(sizes)}
+
+
+def about_machine(compute: Compute) -> dict[str, Any]:
+    """Return what figures depend on whatever they are of: day, hardware and versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": {
@@ -85,10 +92,8 @@ def about(compute: Compute, sizes: Sizes) -> dict[str, Any]:
             "cpu": cpu_name(),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
-            "precision": compute.precision,
         },
         "versions": versions(),
-        "sizes": dataclasses.asdict(sizes),
     }
 
 

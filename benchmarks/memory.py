@@ -22,12 +22,12 @@ from fedbicross_flwr.models import state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
 
-SIDES: Mapping[str, Mapping[str, Scalar]] = {
+OURS: Mapping[str, Mapping[str, Scalar]] = {
     "ours": {},
     "ours, least": {"inversion__teachers": "in_turn", "runtime__server_threads": 1},
-    "reference": {},
 }
-"""What is measured, with our settings: as a run does by itself, and with as little memory as it can."""
+"""Our sides with their settings: as a run does by itself, and with as little memory as it can."""
+SIDES = (*OURS, "reference")
 
 
 def shapes(sizes: Sizes) -> dict[str, Sizes]:
@@ -75,7 +75,7 @@ def measure(side: str, sizes: Sizes) -> int:
         plain_stages(bench, models)
     else:
         uploads = [ClientUpload(client, 1, state_of(model)) for client, model in enumerate(models)]
-        config = sizes.config(**SIDES[side])
+        config = sizes.config(**OURS[side])
         METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))
     return occupied(bench.compute) - before
 

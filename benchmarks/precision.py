@@ -16,8 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.__main__ import about
-from benchmarks.sizes import Sizes
+from benchmarks.__main__ import about_machine
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig, RuntimeConfig
 from fedbicross_flwr.files import write_bytes
@@ -95,12 +94,11 @@ def main(
         )
     if out:
         content: dict[str, Any] = {
-            **about(Compute.of(RuntimeConfig()), Sizes()),
+            **about_machine(Compute.of(RuntimeConfig())),
             "settings": dict(SETTINGS),
             "runs": runs,
             "distances": found,
         }
-        del content["sizes"]
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT, REFERENCE = ROOT / "pyproject.toml", ROOT / "docs" / "configuration.md"
 PAPER, PICTURE = ROOT / "configs" / "paper.toml", ROOT / "docs" / "pictures" / "phantom.png"
 RESULTS, RECORDS = ROOT / "docs" / "results.md", ROOT / "results"
-CELL = re.compile(r"(<!-- cell (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+CELL = re.compile(r"(<!-- cell (\S+) -->\n)(?:(?!<!-- cell ).)*?(?=<!-- end -->)", re.DOTALL)
 """Where the table of a cell stands in the results; what is between the marks is written."""
 MARK = "# --- run configuration: the defaults of fedbicross_flwr/config.py, written by `make docs` ---\n"
 TABLE = "tool.flwr.app.config"
@@ -130,6 +130,8 @@ def with_defaults(pyproject: str) -> str:
 
 def with_tables(page: str) -> str:
     """Return the page of results with each marked table as the records have it."""
+    if len(CELL.findall(page)) != page.count("<!-- cell "):
+        sys.exit(f"error: {RESULTS}: a line '<!-- cell ... -->' has no '<!-- end -->' of its own")
     return CELL.sub(lambda found: f"{found[1]}\n{table_text(found[2], RECORDS, 'markdown')}\n", page)
 
 

@@ -215,8 +215,8 @@ class InversionConfig:
     )
     teachers: str = setting(
         "together",
-        "whether the cluster's models pass the gradient on `together`, or `in_turn`: then the activations of "
-        "one are in memory at a time, and each answers twice (docs/performance.md)",
+        "whether the models that are inverted (FedISCA's too) pass the gradient on `together`, or `in_turn`: "
+        "then one's activations are in memory at a time, and each answers twice (docs/performance.md)",
         choices=("together", "in_turn"),
     )
     trajectory_dtype: str = setting(

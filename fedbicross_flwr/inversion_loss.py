@@ -76,8 +76,8 @@ def descend_in_turn(
     What the loss wants of a member depends on what all of them answer. So all answer first and nothing is
     kept; then each answers once more, and passes its part of the gradient on before the next.
     """
-    with torch.no_grad():
-        logits = ensemble.member_logits(seen, compute)
+    with torch.no_grad(), compute.autocast():
+        logits = torch.stack([model(seen).float() for model in ensemble.members])
     scores = ensemble.combine(logits.requires_grad_())
     cross_entropy = F.cross_entropy(scores, labels)
     (wanted,) = torch.autograd.grad(cross_entropy, logits)

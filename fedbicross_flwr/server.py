@@ -233,17 +233,18 @@ class Server:
 
     def write_results(self, done: Sequence[ClientRecord], rounds: Mapping[str, float]) -> Path:
         """Write what `finish` says, for the clients that are done."""
-        start = time.perf_counter()
+        began, start = time.time(), time.perf_counter()
         uploads = [self.uploads[client] for client in sorted(self.uploads)]
         task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder)
         # None after many rounds of one of Flower's strategies; and sites keep their test images.
         if uploads and isinstance(self.federation, FederatedData):
             with cpu_threads(1), torch.inference_mode():
                 server_scores(uploads, done, self.federation, task)
-        stages = self.folder.seconds()
-        # Answers that another run gave count as there.
-        evaluation = max(time.perf_counter() - start, stages.get(EVALUATION, 0.0))
-        seconds = {**stages, **rounds, EVALUATION: evaluation}
+        seconds = {**self.folder.seconds(), **rounds}
+        # What another run has asked the uploads counts here as there.
+        earlier = sum(took for kind, at, took in self.folder.spans if kind == EVALUATION and at < began)
+        seconds.pop(EVALUATION, None)
+        seconds[EVALUATION] = time.perf_counter() - start + earlier
         seconds["total"] = time.perf_counter() - self.started
         assert self.outcome is not None
         model_bytes = payload_bytes(self.outcome.models[0])

@@ -35,15 +35,15 @@ def server_scores(
         ensemble = Ensemble([task.load(upload.state) for upload in uploads], "logits")
         return StageResult(
             {
-                "fedavg": predict_logits(average, tests.images, task.compute),
-                "ensemble": ensemble_scores(ensemble, tests.images, task.compute),
+                "fedavg": predict_logits(average, tests.images, task.compute).cpu(),
+                "ensemble": ensemble_scores(ensemble, tests.images, task.compute).cpu(),
             }
         )
 
-    shaped_by = task.shaped_by(uploads, ("fedavg",), data.source.fingerprint(), len(labels))
+    shaped_by = task.shaped_by(uploads, ("fedavg",), "server rows", data.source.fingerprint())
     answers = task.stages.run("server-rows", EVALUATION, compute, shaped_by).tensors
     for row, logits in sorted(answers.items()):
-        add_row(row, labels, logits.softmax(1).double().cpu().numpy(), clients, data)
+        add_row(row, labels, logits.softmax(1).double().numpy(), clients, data)
 
 
 def add_row(

@@ -61,9 +61,9 @@ def export_records(
     out: Out = OUT,
 ) -> None:
     """Write what the tables of a comparison are made of to another folder: no models, no images, no paths."""
-    from fedbicross_flwr.compare.records import export_records as export
+    from fedbicross_flwr.compare.records import write_records
 
-    written, left_out = export(out, to)
+    written, left_out = write_records(out, to)
     for line in left_out:
         print(f"left out: {line}")
     print(f"{len(written)} run(s): {to}")

@@ -16,16 +16,17 @@ from fedbicross_flwr.compare.work_log import LOG, work_events
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.progress import Event
-from fedbicross_flwr.runs.folder import flat_to_toml
-from fedbicross_flwr.settings import read_toml
+from fedbicross_flwr.runs.folder import IDENTITY, flat_to_toml
+from fedbicross_flwr.settings import Scalar, read_toml
 from fedbicross_flwr.site.path_free import path_free
 
 AS_THEY_ARE: Final = ("metrics.json", "clustering.json", "synthetic.json")
-PATHS: Final = ("out", "cache", "data.root")
+RUN, CONFIG, DATA = "run.json", "config.toml", "data.path"
+PATHS: Final = ("out", "cache", "data.root", "deployment.registry")
 """Settings that say where things are on this machine, and nothing of the result."""
 
 
-def export_records(out: Path, to: Path) -> tuple[list[Path], list[str]]:
+def write_records(out: Path, to: Path) -> tuple[list[Path], list[str]]:
     """Write the records of all finished runs of a comparison to another folder, in the same order of folders.
 
     `fedbicross table`, and those figures that show no images, read it as they read the comparison.
@@ -45,49 +46,65 @@ def export_records(out: Path, to: Path) -> tuple[list[Path], list[str]]:
     Raises
     ------
     FedBiCrossError
-        When there is no such comparison, none of its runs is finished, or `to` lies in it.
+        When there is no such comparison, none of its runs is finished, or `to` holds runs themselves.
+        Nothing is written then.
     """
-    if to.resolve().is_relative_to(out.resolve()):
-        raise FedBiCrossError(f"{to} lies in the comparison {out} itself; name a folder outside of it")
     comparison = collect(out)
-    written = []
-    for cell in comparison.cells:
-        for run, _ in cell.records():
-            folder = to / run.folder.relative_to(comparison.out)
-            for name, content in record_files(run).items():
-                write_bytes(folder / name, content)
-            written.append(folder)
-    if not written:
+    runs = {
+        to / run.folder.relative_to(comparison.out): run
+        for cell in comparison.cells
+        for run, _ in cell.records()
+    }
+    if not runs:
         raise FedBiCrossError(
             f"{out} has no finished run; `fedbicross compare` with the same --out finishes them"
         )
-    return written, list(comparison.problems)
+    for folder in runs:
+        if (folder / IDENTITY).exists():
+            raise FedBiCrossError(
+                f"{folder} is a run, not its record; name another folder than a comparison's"
+            )
+    for folder, run in runs.items():
+        write_record(folder, record_files(run))
+    return list(runs), list(comparison.problems)
+
+
+def write_record(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a record in place of those that are there; last ``run.json``, which makes it one."""
+    for name in (*AS_THEY_ARE, LOG, CONFIG):
+        if name in files:
+            write_bytes(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+    write_bytes(folder / RUN, files[RUN])
 
 
 def record_files(run: Run) -> dict[str, bytes]:
     """Return what is kept of a run, by the names of the files."""
     files = {name: run.folder / name for name in AS_THEY_ARE}
     kept = {name: file.read_bytes() for name, file in files.items() if file.exists()}
-    said = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    kept["run.json"] = (json.dumps(path_free_record(said), indent=1) + "\n").encode()
-    kept["config.toml"] = path_free_config(run.folder / "config.toml").encode()
+    said = json.loads((run.folder / RUN).read_text(encoding="utf-8"))
+    settings = read_toml(run.folder / CONFIG)
+    kept[RUN] = (json.dumps(path_free_record(said, settings), indent=1) + "\n").encode()
+    kept[CONFIG] = flat_to_toml(path_free_settings(settings)).encode()
     if (run.folder / LOG).is_file():
         events = ends_of_work(work_events(run.folder))
         kept[LOG] = "".join(json.dumps(asdict(event)) + "\n" for event in events).encode()
     return kept
 
 
-def path_free_record(said: Mapping[str, Any]) -> dict[str, Any]:
+def path_free_record(said: Mapping[str, Any], settings: Mapping[str, Scalar]) -> dict[str, Any]:
     """Return the content of ``run.json`` without a path: own data go by the name of their file or folder."""
+    places = {key: Path(str(settings[key])) for key in (*PATHS, DATA) if settings.get(key)}
     dataset = {**said["dataset"], "source": last_name(said["dataset"]["source"])}
-    clients = [{**client, "reason": path_free(client["reason"], {})} for client in said["clients"]]
+    clients = [{**client, "reason": path_free(client["reason"], places)} for client in said["clients"]]
     return {**said, "dataset": dataset, "clients": clients}
 
 
-def path_free_config(file: Path) -> str:
-    """Return ``config.toml`` without a path."""
-    flat = {**read_toml(file), **dict.fromkeys(PATHS, "")}
-    return flat_to_toml({**flat, "data.path": last_name(str(flat.get("data.path", "")))})
+def path_free_settings(settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return settings without a path."""
+    data = last_name(str(settings.get(DATA, "")))
+    return {**settings, **{key: "" for key in PATHS if key in settings}, DATA: data}
 
 
 def last_name(text: str) -> str:

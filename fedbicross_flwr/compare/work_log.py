@@ -47,5 +47,10 @@ def read_work_log(folder: Path) -> WorkLog | None:
 
 def work_events(folder: Path) -> list[Event]:
     """Return the events of a run folder's log that tell of work."""
-    events = iter(read_events(folder / LOG).__next__, None)
-    return [event for event in events if event.stage not in NO_WORK]
+    found = []
+    for event in read_events(folder / LOG):
+        if event is None:
+            break
+        if event.stage not in NO_WORK:
+            found.append(event)
+    return found

@@ -231,7 +231,7 @@ def to_toml(config: RunConfig) -> str:
 
 def flat_to_toml(flat: Mapping[str, Scalar]) -> str:
     """Return flat settings as TOML, one table a section; a JSON scalar is a TOML scalar."""
-    tables: dict[str, list[str]] = {"": []}
+    tables: dict[str, list[str]] = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
         text = "inf" if value == float("inf") else json.dumps(value, ensure_ascii=False)

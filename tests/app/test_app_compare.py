@@ -186,7 +186,9 @@ def test_the_wall_time_of_a_run_alone_has_the_training_that_it_found_done(made: 
             for variant in ("fedavg", "fedbicross")
         )
         assert found["fedavg", seed] == pytest.approx(first["total"], abs=0.1)
-        assert found["fedbicross", seed] == pytest.approx(second["total"] + first["upload round"], abs=0.1)
+        # What the uploads answer to the test images was asked in the first run, and counts in both.
+        own = max(second["total"], sum(value for stage, value in second.items() if stage != "total"))
+        assert found["fedbicross", seed] == pytest.approx(own + first["upload round"], abs=0.1)
 
 
 def test_each_run_is_one_line_with_an_estimate(made: Made) -> None:

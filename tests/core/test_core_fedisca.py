@@ -229,7 +229,8 @@ def test_published_settings() -> None:
     config = RunConfig().fedisca
     assert (config.epochs, config.steps, config.batch_size, config.temperature) == (100, 500, 256, 20.0)
     assert (config.lr, config.momentum, config.weight_decay) == (1e-3, 0.9, 5e-4)
-    made = inversion_config(config, "together")
+    made = inversion_config(config, "in_turn")
+    assert made.teachers == "in_turn"
     assert (made.iterations, made.batch_size, made.lr, made.jitter) == (500, 256, 0.05, 2)
     assert (made.tv, made.tv_weight, made.bn_models, made.bn_weight) == ("norm", 2.5e-5, "sum", 10.0)
 
