@@ -306,8 +306,8 @@ class PersonalConfig:
         choices=("step", "cosine", "constant"),
         source="IV-A: constant",
     )
-    gamma: float = setting(0.5, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A")
-    delta: float = setting(0.3, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A")
+    gamma: float = setting(1.0, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A: 0.5")
+    delta: float = setting(1.0, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A: 0.3")
     temperature: float = setting(1.0, "temperature of both KL terms", above=0.0)
     replay: float = setting(
         0.5,

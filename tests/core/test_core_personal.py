@@ -151,7 +151,7 @@ def test_a_step_with_rehearsal_is_the_formula() -> None:
     options: dict[str, Any] = {
         "personal__epochs": 1, "personal__replay_batch": 4, "personal__replay": 0.7,
         "personal__replay_temperature": 2.0, "client__batch_size": 16, "client__validation_fraction": 0.0,
-        "client__momentum": 0.0, "client__weight_decay": 0.0,
+        "client__momentum": 0.0, "client__weight_decay": 0.0, "personal__gamma": 0.5, "personal__delta": 0.3,
     }  # fmt: skip
     found = load_state(tiny_spec(), personal(data, replay=images, **options))
     model = load_state(tiny_spec(), cluster()).train()

@@ -247,7 +247,7 @@ def change_site(tensors: dict[str, Any], facts: dict[str, str]) -> None:
 
 
 def change_settings(tensors: dict[str, Any], facts: dict[str, str]) -> None:
-    facts["config"] = facts["config"].replace("gamma = 0.5", "gamma = 0.6")
+    facts["config"] = facts["config"].replace("gamma = 1.0", "gamma = 0.6")
     facts["fingerprint"] = small(personal__gamma=0.6).fingerprint()
 
 
@@ -311,7 +311,7 @@ def test_a_file_that_is_no_hand_over_is_one_line(
     [
         (lambda facts: facts.update(config=facts["config"].replace("gamma", "gama")), "personal.gama"),
         (
-            lambda facts: facts.update(config=facts["config"].replace("gamma = 0.5", "gamma = 0.7")),
+            lambda facts: facts.update(config=facts["config"].replace("gamma = 1.0", "gamma = 0.7")),
             "settings",
         ),
         (lambda facts: facts.pop("spec"), "spec"),
