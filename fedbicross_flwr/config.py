@@ -23,6 +23,7 @@ from fedbicross_flwr.config_baselines import (
     FlowerConfig,
 )
 from fedbicross_flwr.config_deployment import UPLOAD_SETTINGS, DeploymentConfig, check_deployment
+from fedbicross_flwr.config_readers import reads
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
 
@@ -455,23 +456,16 @@ class RunConfig:
         """Return the settings that shape the result.
 
         Sites bring their own images, dealt by nobody; what concerns sites does not touch a simulation; and
-        the settings of one baseline do not touch another method's run, which stays valid when they change.
+        what other methods read alone does not touch this method's run, which stays valid when it changes.
         """
-        idle = {*(("data", "partition") if self.is_deployment else ("deployment",)), *self.others_sections()}
+        idle = ("data", "partition") if self.is_deployment else ("deployment",)
         return {
             key: value
             for key, declared, value in walk(self)
-            if declared.metadata["shapes_result"] and key.split(".")[0] not in idle
+            if declared.metadata["shapes_result"]
+            and key.split(".")[0] not in idle
+            and reads(self.method, key)
         }
-
-    def others_sections(self) -> frozenset[str]:
-        """Return the sections that only methods other than this run's read.
-
-        Of a method that is registered elsewhere it is not known what it reads; it is given all.
-        """
-        own = "flower" if self.method.startswith("flower:") else self.method
-        known = own in READ_BY_ONE or own in ("fedbicross", "fedavg")
-        return READ_BY_ONE - {own} if known else frozenset()
 
     @property
     def is_deployment(self) -> bool:
@@ -482,10 +476,6 @@ class RunConfig:
     def num_clients(self) -> int:
         """Return the number of clients N: the sites, or what a simulation deals its images to."""
         return len(self.deployment.site_names) or self.partition.clients
-
-
-READ_BY_ONE = frozenset({"dafl", "dense", "fedisca", "coboosting", "flower"})
-"""Sections that one method alone reads. `fedavg` is none of them: every run has that row."""
 
 
 def hash_settings(settings: Mapping[str, Scalar]) -> str:

@@ -9,6 +9,7 @@ from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS, MANY_ROUNDS
 from fedbicross_flwr.compare.variants import FLOWER, VARIANTS, Variant
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_readers import reads as method_reads
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.units import listing
 from fedbicross_flwr.rows import ROWS
@@ -61,13 +62,13 @@ def reads(variant: Variant, key: str) -> bool:
     """Return whether a setting shapes what a variant's own rows say.
 
     A central model reads no more than a client's recipe and the images; a strategy of many rounds also its
-    section and stage 3's budget. One-shot methods are held to all settings but those of strategies.
+    section and stage 3's budget. One-shot methods are held to what they read themselves.
     """
     section = key.partition(".")[0]
     if variant.group in CEILING_GROUPS:
         return section in TRAINING
     if variant.group != MANY_ROUNDS:
-        return section != MANY_ROUNDS
+        return method_reads(str(variant.overrides.get("method", variant.name)), key)
     if section == MANY_ROUNDS:
         strategy = variant.name.removeprefix(FLOWER)
         return key not in STRATEGIES_THAT_READ or strategy in STRATEGIES_THAT_READ[key]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedbicross_flwr.config import READ_BY_ONE, ClientConfig, RunConfig
+from fedbicross_flwr.config import ClientConfig, RunConfig
+from fedbicross_flwr.config_readers import READER
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import parse_override, read_toml, walk
 
@@ -148,28 +149,37 @@ def other_value(key: str) -> Any:
 @pytest.mark.parametrize("key", DECLARED)
 def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
     base: dict[str, Any] = dict(SITES) if key.startswith("deployment.") else {}
-    if (section := key.split(".")[0]) in READ_BY_ONE:
-        base["method"] = "flower:FedAvg" if section == "flower" else section
+    if reader := READER.get(key.split(".")[0]):
+        base["method"] = "flower:FedAvg" if reader == "flower" else reader
     changed = RunConfig.from_flat({**base, key: other_value(key)})
     assert (changed.fingerprint() == RunConfig.from_flat(base).fingerprint()) is (key in LOCAL)
 
 
+OWN: dict[str, Any] = {
+    "dafl.lr": 1.0, "dense.lr": 1.0, "fedisca.lr": 1.0, "coboosting.lr": 1.0, "flower.rounds": 99,
+    "clustering.clusters": 3, "inversion.lr": 1.0, "teacher.noise_window": 9, "cross_cluster.sweeps": 9,
+    "personal.gamma": 9.0, "personal.replay": 9.0, "inversion.teachers": "in_turn",
+}  # fmt: skip
+"""Settings that few methods read; all read `COMMON`."""
+COMMON: dict[str, Any] = {"fedavg.bn": "first", "personal.epochs": 9, "client.lr": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("method", "untouched"),
+    ("method", "read"),
     [
-        ("fedbicross", {"dafl", "dense", "fedisca", "coboosting", "flower"}),
-        ("fedavg", {"dafl", "dense", "fedisca", "coboosting", "flower"}),
-        ("dense", {"dafl", "fedisca", "coboosting", "flower"}),
-        ("flower:Krum", {"dafl", "dense", "fedisca", "coboosting"}),
-        ("somebody's", set()),
+        ("fedbicross", {*OWN} - {"dafl.lr", "dense.lr", "fedisca.lr", "coboosting.lr", "flower.rounds"}),
+        ("fedavg", set()),
+        ("dense", {"dense.lr"}),
+        ("fedisca", {"fedisca.lr", "inversion.teachers"}),
+        ("flower:Krum", {"flower.rounds"}),
+        ("somebody's", set(OWN)),
     ],
 )
-def test_a_run_outlives_a_change_of_another_method_s_settings(method: str, untouched: set[str]) -> None:
+def test_a_run_outlives_a_change_of_what_its_method_does_not_read(method: str, read: set[str]) -> None:
     plain = RunConfig.from_flat({"method": method}).fingerprint()
-    keys = {"dafl.lr": 1.0, "dense.lr": 1.0, "fedisca.lr": 1.0, "coboosting.lr": 1.0, "flower.rounds": 99}
-    for key, value in {**keys, "fedavg.bn": "first", "inversion.lr": 1.0}.items():
+    for key, value in {**OWN, **COMMON}.items():
         changed = RunConfig.from_flat({"method": method, key: value}).fingerprint()
-        assert (changed == plain) is (key.split(".")[0] in untouched), key
+        assert (changed != plain) is (key in read or key in COMMON), key
 
 
 def test_sites_are_not_asked_for_directions_of_their_images() -> None:

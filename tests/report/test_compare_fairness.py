@@ -69,7 +69,7 @@ def test_runs_with_the_same_settings_compare(out: Path) -> None:
         ("central", "client.epochs", 20),
         ("central", "data.phantom_train", 700),
         ("central", "client.initial_weights", "independent"),
-        ("fedavg", "inversion.tv_weight", 1.0),
+        ("fedavg", "personal.epochs", 9),
     ],
 )
 def test_a_setting_that_both_read_is_named_below_the_table(
@@ -97,11 +97,15 @@ def test_a_setting_that_both_read_is_named_below_the_table(
         ("central", "personal.epochs", 9),
         ("central", "flower.rounds", 9),
         ("fedavg", "flower.rounds", 9),
+        ("fedavg", "inversion.tv_weight", 1.0),
+        ("fedavg", "personal.gamma", 0.1),
     ],
 )
 def test_a_setting_that_one_of_them_does_not_read_is_ignored(
     out: Path, variant: str, key: str, value: Any
 ) -> None:
+    build_comparison(out, variants=("dense",), seeds=(0,))
+    change(out, "dense", **PLAIN)
     change(out, variant, **{key.replace(".", "__"): value})
     assert notes(out) == ()
 

@@ -1,0 +1,36 @@
+"""Which method reads which setting: a run outlives a change of those that it does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+FEDBICROSS: Final = "fedbicross"
+FLOWER: Final = "flower"
+"""Stands for all of Flower's strategies, whose methods are called ``flower:FedAvg`` and the like."""
+
+READER: Final[Mapping[str, str]] = {
+    **{name: name for name in ("dafl", "dense", "fedisca", "coboosting", FLOWER)},
+    **dict.fromkeys(("clustering", "inversion", "teacher", "cross_cluster"), FEDBICROSS),
+    "personal.gamma": FEDBICROSS,
+    "personal.delta": FEDBICROSS,
+    "personal.temperature": FEDBICROSS,
+    "personal.replay": FEDBICROSS,
+    "personal.replay_batch": FEDBICROSS,
+    "personal.replay_temperature": FEDBICROSS,
+}
+"""Sections and settings that one method alone reads. `fedavg` is none of them: every run has that row."""
+
+READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers")})
+
+KNOWN: Final = frozenset({*READER.values(), "fedavg"})
+
+
+def reads(method: str, key: str) -> bool:
+    """Return whether a run of a method reads a setting, given as ``section.name``.
+
+    Of a method that is registered elsewhere it is not known what it reads: all.
+    """
+    own = FLOWER if method.startswith(f"{FLOWER}:") else method
+    reader = READER.get(key) or READER.get(key.partition(".")[0]) or own
+    return reader == own or own not in KNOWN or (own, key) in READ_BESIDES
