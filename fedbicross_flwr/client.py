@@ -60,11 +60,10 @@ def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
 
     It depends on the images, not only on the model: see `fedbicross_flwr.pacfl`.
     """
-    clustering = task.config.clustering
-    if clustering.by != "pacfl" or task.config.method != "fedbicross":
+    if not task.config.needs_subspaces:
         return None
     with cpu_threads(task.config.runtime.client_threads):
-        return data_subspace(images.train, task.spec.num_classes, clustering.pacfl_rank)
+        return data_subspace(images.train, task.spec.num_classes, task.config.clustering.pacfl_rank)
 
 
 def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, store: SiteStore) -> RowScores:

@@ -23,7 +23,7 @@ from fedbicross_flwr.config_baselines import (
     FlowerConfig,
 )
 from fedbicross_flwr.config_deployment import UPLOAD_SETTINGS, DeploymentConfig, check_deployment
-from fedbicross_flwr.config_readers import reads
+from fedbicross_flwr.config_readers import FEDBICROSS, reads
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
 
@@ -466,6 +466,11 @@ class RunConfig:
             and key.split(".")[0] not in idle
             and reads(self.method, key)
         }
+
+    @property
+    def needs_subspaces(self) -> bool:
+        """Return whether clients send directions of their images besides the model, as PACFL asks."""
+        return self.method == FEDBICROSS and self.clustering.by == "pacfl"
 
     @property
     def is_deployment(self) -> bool:

@@ -150,7 +150,7 @@ class Server:
             See `fedbicross_flwr.uploads`.
         """
         check_upload(upload.client, upload.state, upload.num_samples, self.spec)
-        if self.config.clustering.by == "pacfl":
+        if self.config.needs_subspaces:
             check_subspace(upload.client, upload.subspace, self.spec, self.config.clustering.pacfl_rank)
 
     def refuse(self, client: int, reason: str) -> None:

@@ -49,7 +49,7 @@ class SiteUploads(Server):
     def upload_bytes(self) -> int:
         """Return the bytes of all arrays that a site is to send."""
         config = self.config
-        rank = config.clustering.pacfl_rank if config.clustering.by == "pacfl" else 0
+        rank = config.clustering.pacfl_rank if config.needs_subspaces else 0
         with torch.device("meta"):
             model = build_model(self.spec, seed=0).state_dict()
         return payload_bytes(model) + subspace_bytes(

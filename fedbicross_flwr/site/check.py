@@ -217,7 +217,7 @@ def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[L
         leaving.append(Leaving(rounds, "the mean loss on the training images, if asked for", "1 number"))
     else:
         leaving.append(Leaving(rounds, f"the accuracy on {len(validation):,} validation images", "1 number"))
-    if config.clustering.by == "pacfl" and config.method == "fedbicross":
+    if config.needs_subspaces:
         rank, pixels = config.clustering.pacfl_rank, spec.channels * 28 * 28
         size = human_bytes(4 * num_classes * pixels * rank)
         leaving.append(Leaving(rounds, f"{rank} directions of the images of each class (PACFL)", size))

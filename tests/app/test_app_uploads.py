@@ -146,3 +146,11 @@ def test_a_round_2_that_fails_everywhere_is_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(in_process, "second_round", second_round)
     with pytest.raises(FedBiCrossError, match=r"no client finished its personal model: .*store was moved"):
         in_process.run_in_process(tiny(), tmp_path / "run")
+
+
+def test_only_fedbicross_asks_for_the_subspaces_of_its_clustering(tmp_path: Path) -> None:
+    with without_report():
+        in_process.run_in_process(tiny(method="fedavg", clustering__by="pacfl"), tmp_path / "run")
+    clients = read_json(tmp_path / "run" / "run.json")["clients"]
+    assert [client["status"] for client in clients] == ["ok"] * len(clients)
+    assert not list((tmp_path / "run" / "uploads").glob("subspace-*"))
