@@ -82,6 +82,8 @@ class Sizes:
             "personal.epochs": self.epochs,
             "personal.lr": 1e-3,
             "personal.schedule": "constant",
+            "personal.gamma": 0.5,
+            "personal.delta": 0.3,
             "personal.replay": 0.0,
         }
         named = {name.replace("__", "."): value for name, value in changes.items()}
