@@ -39,7 +39,7 @@ def whole_cell(bench: Bench) -> Stage:
 
 def cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
     """Do what a run does between reading images and scoring models."""
-    config = bench.sizes.config()
+    config = bench.sizes.config(runtime__server_threads=bench.workers)
 
     def upload(client: int, check: Check) -> ClientUpload:
         model = train_client(datas[client], bench.task(client))
