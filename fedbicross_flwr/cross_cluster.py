@@ -30,8 +30,8 @@ from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRow
 FEW_SOURCES = 3
 """In a mixture, up to so many sources have a backward pass each, which is cheaper for few but grows with K.
 
-The products that Eq. 8 needs are one forward-mode pass, whatever K; in float32 on one core it took as long as
-a forward and a backward pass.
+The products that Eq. 8 needs are one forward-mode pass, whatever K. On a CPU core it is cheaper from four
+sources on (``python -m benchmarks.choices``).
 """
 
 
