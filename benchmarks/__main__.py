@@ -50,7 +50,7 @@ def main(
     for name in stages:
         if name in wanted:
             console.print(f"timing {name} ...", highlight=False)
-            timings.append(time_stage(stages[name], bench, 3 if quick else 7))
+            timings.append(time_stage(stages[name], bench, 2 if quick else 7))
     console.print(timing_table(timings, peaks, compute))
     content = {
         **about(compute, sizes),
