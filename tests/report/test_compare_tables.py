@@ -296,7 +296,8 @@ def test_runs_of_other_uploads_or_settings_are_pointed_out(out: Path) -> None:
     config = out / CELL / "fedbicross" / "seed-0" / "config.toml"
     config.write_text(config.read_text().replace("tv_weight = 5.0", "tv_weight = 1.0"))
     notes = " ".join(table_of(out).notes)
-    assert "fedbicross seed 0 do not compare: they differ in inversion.tv_weight (5.0 and 1.0)" in notes
+    differ = "do not compare: they differ in inversion.tv_weight (1.0 and 5.0)"
+    assert f"fedbicross seed 0 and fedbicross seed 1 {differ}" in notes, "the other methods do not read it"
     assert "Seed 1: fedavg and fedbicross did not start from the same clients' models" in notes
 
 
