@@ -74,6 +74,17 @@ def test_generated_texts_are_up_to_date(
     assert capsys.readouterr().err == "error: not up to date: configuration.md; run `make docs`\n"
 
 
+def test_tables_of_the_results_are_those_of_the_records() -> None:
+    generate = load_generator()
+    page = generate.RESULTS.read_text(encoding="utf-8")
+    (_, cell), *_ = generate.CELL.findall(page)
+    found = generate.with_tables(f"before\n<!-- cell {cell} -->\nstale\n<!-- end -->\nafter <!-- end -->")
+    assert found.startswith("before\n") and found.endswith("<!-- end -->\nafter <!-- end -->")
+    assert "stale" not in found and "| FedBiCross |" in found
+    with pytest.raises(SystemExit, match="has no '<!-- end -->' of its own"):
+        generate.with_tables(f"<!-- cell {cell} -->\nprose\n<!-- cell {cell} -->\n<!-- end -->")
+
+
 def test_pyproject_tells_flower_the_defaults() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert dict(flatten(declared["tool"]["flwr"]["app"]["config"])) == RunConfig().flat()
