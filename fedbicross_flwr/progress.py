@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -96,3 +97,8 @@ def read_events(path: Path) -> Iterator[Event | None]:
             with contextlib.suppress(ValueError, TypeError):
                 yield Event(**json.loads(line))
         yield None
+
+
+def new_events(events: Iterator[Event | None]) -> list[Event]:
+    """Return what `read_events` has to tell by now."""
+    return list(iter(partial(next, events), None))

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedbicross_flwr.progress import Event, read_events
+from fedbicross_flwr.progress import Event, new_events, read_events
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, a stage is reported at most this often, and when it is finished."""
@@ -35,9 +35,7 @@ class ProgressDisplay:
         self.error = ""
         self.stages: dict[str, Stage] = {}
         self.events: Iterator[Event | None] = read_events(path)
-        for event in self.events:
-            if event is None:
-                break
+        new_events(self.events)
         self.bars = Progress(
             TextColumn("{task.description:34}"),
             BarColumn(),
@@ -61,9 +59,7 @@ class ProgressDisplay:
 
     def poll(self) -> None:
         """Show what is new."""
-        for event in self.events:
-            if event is None:
-                return
+        for event in new_events(self.events):
             self.show(event)
 
     def show(self, event: Event) -> None:

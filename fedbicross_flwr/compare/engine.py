@@ -27,7 +27,7 @@ from fedbicross_flwr.files import disk_is_full, write_bytes
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, build_model
-from fedbicross_flwr.progress import read_events
+from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
 from fedbicross_flwr.runs.folder import RunFolder, check_folder, drop_shared_stages, make_writable
@@ -245,13 +245,7 @@ class Notes:
 
     def new(self) -> list[str]:
         """Return the notes since the last call."""
-        found = []
-        for event in self.events:
-            if event is None:
-                break
-            if event.stage == "note":
-                found.append(event.text)
-        return found
+        return [event.text for event in new_events(self.events) if event.stage == "note"]
 
 
 def total_seconds(folder: Path) -> float | None:

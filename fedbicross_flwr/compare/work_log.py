@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbicross_flwr.progress import Event, read_events
+from fedbicross_flwr.progress import Event, new_events, read_events
 
 LOG = "progress.jsonl"
 TRAINING = "training"
@@ -47,10 +47,4 @@ def read_work_log(folder: Path) -> WorkLog | None:
 
 def work_events(folder: Path) -> list[Event]:
     """Return the events of a run folder's log that tell of work."""
-    found = []
-    for event in read_events(folder / LOG):
-        if event is None:
-            break
-        if event.stage not in NO_WORK:
-            found.append(event)
-    return found
+    return [event for event in new_events(read_events(folder / LOG)) if event.stage not in NO_WORK]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,7 @@ from fedbicross_flwr.centre.roster import ROSTER, read_roster
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.handover.kept_shipment import check_run_folder
 from fedbicross_flwr.methods.flower_rounds import is_flower
-from fedbicross_flwr.progress import Event, read_events
+from fedbicross_flwr.progress import Event, new_events, read_events
 from fedbicross_flwr.report.units import count
 from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.settings import read_toml
@@ -127,7 +126,7 @@ def read_status(path: Path) -> RunStatus:
     check_run_folder(path)
     config = RunConfig.from_flat(read_toml(path / "config.toml"))
     # The log is followed until there is nothing new.
-    events = list(iter(partial(next, read_events(path / "progress.jsonl")), None))
+    events = new_events(read_events(path / "progress.jsonl"))
     last = datetime.fromtimestamp(events[-1].time, UTC) if events else None
     notes = tuple(event.text for event in events if event.stage == "note")
     steps = tuple(steps_of(events))

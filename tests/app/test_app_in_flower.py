@@ -16,7 +16,7 @@ from fedbicross_flwr.artifacts import digest, read_tensors
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.pacfl import subspace_bytes
-from fedbicross_flwr.progress import read_events
+from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.uploads import payload_bytes
 from server_app.strategy import OneShot
@@ -130,13 +130,8 @@ def as_sender(change: Change) -> Change:
 
 def notes(folder: Path) -> str:
     """What the terminal shows of a run beside its bars."""
-    found = []
-    for event in read_events(folder / "progress.jsonl"):
-        if event is None:
-            break
-        if event.stage in ("note", "error"):
-            found.append(event.text)
-    return "\n".join(found)
+    events = new_events(read_events(folder / "progress.jsonl"))
+    return "\n".join(event.text for event in events if event.stage in ("note", "error"))
 
 
 @pytest.mark.parametrize("failing_round", [1, 2])

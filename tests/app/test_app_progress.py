@@ -6,14 +6,13 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fedbicross_flwr import progress, progress_display
-from fedbicross_flwr.progress import Event, EventLog, read_events
+from fedbicross_flwr.progress import Event, EventLog, new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 
 
@@ -35,22 +34,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def drain(events: Iterator[Event | None]) -> list[Event]:
-    """All events that are there now."""
-    found = []
-    for event in events:
-        if event is None:
-            break
-        found.append(event)
-    return found
-
-
 def test_a_stage_is_noted_seldom_but_its_end_always(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(tmp_path / "log", interval=0.5)
     for step in range(1, 101):
         clock.now += 0.01
         log.advance("a", step, 100)
-    done = [event.done for event in drain(read_events(tmp_path / "log"))]
+    done = [event.done for event in new_events(read_events(tmp_path / "log"))]
     assert done[0] == 1 and done[-1] == 100
     assert len(done) == 3  # the first, one half a second later, the last
 
@@ -59,7 +48,7 @@ def test_stages_and_clients_are_throttled_apart(tmp_path: Path, clock: Clock) ->
     log = EventLog(tmp_path / "log")
     for stage, client in (("a", 0), ("a", 1), ("b", 0), ("a", 0)):
         log.advance(stage, 1, 9, client=client)
-    found = drain(read_events(tmp_path / "log"))
+    found = new_events(read_events(tmp_path / "log"))
     assert [(event.stage, event.client) for event in found] == [("a", 0), ("a", 1), ("b", 0)]
 
 
@@ -68,7 +57,7 @@ def test_notes_and_failures_are_never_held_back(tmp_path: Path, clock: Clock) ->
     log.note("one")
     log.note("one")
     log.fail("why\nso")
-    assert [(event.stage, event.text) for event in drain(read_events(tmp_path / "log"))] == [
+    assert [(event.stage, event.text) for event in new_events(read_events(tmp_path / "log"))] == [
         ("note", "one"),
         ("note", "one"),
         ("error", "why\nso"),
@@ -89,7 +78,7 @@ def test_several_processes_write_into_one_log(tmp_path: Path) -> None:
         for client in range(3)
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    found = drain(read_events(tmp_path / "log"))
+    found = new_events(read_events(tmp_path / "log"))
     for client in range(3):
         assert [event.done for event in found if event.client == client] == list(range(1, 301))
 
@@ -97,22 +86,22 @@ def test_several_processes_write_into_one_log(tmp_path: Path) -> None:
 def test_half_a_line_waits_for_its_other_half(tmp_path: Path) -> None:
     path = tmp_path / "log"
     events = read_events(path)
-    assert drain(events) == []  # there is no file yet
+    assert new_events(events) == []  # there is no file yet
     line = json.dumps({"time": 1.0, "stage": "ü", "done": 1, "total": 2, "client": None, "text": ""}) + "\n"
     encoded = line.encode()
     path.write_bytes(encoded + encoded[:20])
-    assert drain(events) == [Event(1.0, "ü", 1, 2)]
-    assert drain(events) == []
+    assert new_events(events) == [Event(1.0, "ü", 1, 2)]
+    assert new_events(events) == []
     with path.open("ab") as file:
         file.write(encoded[20:])
-    assert drain(events) == [Event(1.0, "ü", 1, 2)]
+    assert new_events(events) == [Event(1.0, "ü", 1, 2)]
 
 
 def test_a_spoilt_line_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text('{"time": 1.0, "sta\n{"other": 1}\n[]\n')
     EventLog(path).note("after")
-    assert [event.text for event in drain(read_events(path))] == ["after"]
+    assert [event.text for event in new_events(read_events(path))] == ["after"]
 
 
 def shown(path: Path, clients: int = 2) -> tuple[ProgressDisplay, io.StringIO]:
