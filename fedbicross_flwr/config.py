@@ -42,6 +42,12 @@ class DataConfig:
     phantom_test: int = setting(1500, "phantom: test images", low=8)
     phantom_channels: int = setting(3, "phantom: 3 (RGB) or 1 (grayscale)", low=1, high=3)
 
+    def __post_init__(self) -> None:
+        # A path implies the name, which shapes what runs are known by: however own data were asked for, their
+        # runs compare and share what they keep.
+        if self.path and self.name == "phantom":
+            object.__setattr__(self, "name", "site")
+
 
 @dataclass(frozen=True)
 class PartitionConfig:

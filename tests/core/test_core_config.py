@@ -149,6 +149,8 @@ def other_value(key: str) -> Any:
 @pytest.mark.parametrize("key", DECLARED)
 def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
     base: dict[str, Any] = dict(SITES) if key.startswith("deployment.") else {}
+    if key == "data.path":  # which implies the name
+        base["data.name"] = "site"
     if reader := READER.get(key.split(".")[0]):
         base["method"] = "flower:FedAvg" if reader == "flower" else reader
     changed = RunConfig.from_flat({**base, key: other_value(key)})
@@ -241,3 +243,10 @@ def test_parse_override(text: str, expected: tuple[str, Any]) -> None:
 def test_overrides_without_key_or_value_are_shown_how(text: str) -> None:
     with pytest.raises(FedBiCrossError, match="key=value"):
         parse_override(text)
+
+
+def test_own_data_go_by_one_name_however_they_were_asked_for() -> None:
+    by_path = RunConfig.from_flat({"data.path": "/cells.npz"})
+    assert by_path == RunConfig.from_flat({"data.path": "/cells.npz", "data.name": "site"})
+    assert by_path.fingerprint() != RunConfig().fingerprint()
+    assert RunConfig.from_flat({"data.path": "/x", "data.name": "bloodmnist"}).data.name == "bloodmnist"
