@@ -34,7 +34,7 @@ demo: $(READY) ## the whole method under `flwr run` on Ray: 5 clients, two round
 	@$(BIN)/fedbicross simulate --config configs/demo.toml
 
 # Side by side, a file at a time and one thread each; then what starts Ray, which wants the cores to itself.
-test: $(READY) ## the whole test suite
+test: $(READY) ## the test suite, but for what `make test-deploy` runs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray and not deploy" --numprocesses $(CORES) --dist loadfile
 	@$(BIN)/python -m pytest -m ray
 

@@ -11,6 +11,7 @@ With ``--check`` nothing is written, and the exit status is 1 if one of the text
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 import sys
@@ -69,7 +70,7 @@ def reference(paper: Mapping[str, Scalar]) -> str:
         sections.setdefault(section, []).append(row(key, declared, value, paper.get(key, value)))
     blocks = [INTRODUCTION, "## The run\n", table(sections.pop(""))]
     for name, rows in sections.items():
-        summary = (type(getattr(config, name)).__doc__ or "").strip()
+        summary = (inspect.getdoc(type(getattr(config, name))) or "").replace("``", "`")
         blocks += [f"## `[{name}]`\n", f"{summary}\n", table(rows)]
     return "\n".join([*blocks, footer(config)])
 
@@ -114,8 +115,9 @@ def footer(config: RunConfig) -> str:
     passing = [f"`{key}`" for key, declared, _ in walk(config) if not declared.metadata["shapes_result"]]
     return (
         "## Taking up a run\n\n"
-        "A folder belongs to one configuration: a run is taken up again only with the same settings. "
-        "These alone may\ndiffer, as they do not shape the result: "
+        "A folder belongs to one configuration: a run is taken up again only with the same values of the "
+        "settings that its method\nreads. Those of other methods, and in a simulation those of `deployment`, "
+        "may change. Of what it reads these alone may\ndiffer, as they do not shape the result: "
         f"{', '.join(passing)}.\n"
     )
 

@@ -379,7 +379,11 @@ class RunConfig:
     `seed` is the root of all randomness; `out` is the run's folder (empty: ``runs/<id>``).
     """
 
-    method: str = setting("fedbicross", "the one-shot method: a name of `fedbicross_flwr.methods.METHODS`")
+    method: str = setting(
+        "fedbicross",
+        "`fedbicross`, `fedavg`, `dafl`, `dense`, `fedisca`, `coboosting`, a method of your own, or one of "
+        "Flower's strategies, such as `flower:FedAvg`",
+    )
     seed: int = setting(0, "root of all randomness", low=0, high=2**31 - 1)
     out: str = setting("", "folder of the run; empty takes `runs/` and the run's id", shapes_result=False)
     cache: str = setting(

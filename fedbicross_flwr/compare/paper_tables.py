@@ -14,7 +14,7 @@ from fedbicross_flwr.compare.lines import Line, line_of, lines_of
 from fedbicross_flwr.compare.paired import paired_tests
 from fedbicross_flwr.compare.paper import Paper, PaperRow, PaperTable, load_paper
 from fedbicross_flwr.compare.tables import BY_KEY, best_of, spread
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.units import listing
 from fedbicross_flwr.settings import read_toml
@@ -96,17 +96,21 @@ class RegeneratedTable:
     notes: tuple[str, ...]
 
 
-def table_number(name: str) -> str:
+def table_number(name: str, cells: Sequence[str] = ()) -> str:
     """Return ``I``, ``II`` or ``III`` for a name in Roman or Arabic numerals.
 
     Raises
     ------
     FedBiCrossError
-        When the paper has no such table.
+        When the paper has no such table; `cells` have tables of their own, which are named besides.
     """
     number = NUMBERS.get(name, name.upper())
     if number not in NUMBERS.values():
-        raise FedBiCrossError(f"the paper has no table {name!r}; there are {', '.join(NUMBERS.values())}")
+        there = f", and of this comparison {', '.join(cells)}" if cells else ""
+        raise FedBiCrossError(
+            f"there is no table {name!r}{near_names(name, cells)}; the paper has "
+            f"{', '.join(NUMBERS.values())}{there}"
+        )
     return number
 
 
@@ -122,7 +126,7 @@ def paper_table(name: str, comparison: Comparison) -> RegeneratedTable:
         When the paper has no such table.
     """
     paper = load_paper()
-    table = paper.tables[table_number(name)]
+    table = paper.tables[table_number(name, [cell.cell.name for cell in comparison.cells])]
     sets = dict(table.clients)
     for cell in comparison.cells:
         if cell.cell.clients == table.default_clients:
