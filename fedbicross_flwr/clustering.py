@@ -220,8 +220,6 @@ def by_proximity(
     signatures: Signatures, count: int, config: ClusteringConfig, state: int
 ) -> NDArray[np.int64]:
     """Group bottom-up by average linkage of the distances that the signatures are (PACFL)."""
-    if len(signatures) == 1:
-        return np.zeros(1, dtype=np.int64)
     model = AgglomerativeClustering(count, metric="precomputed", linkage="average").fit(signatures)
     return np.asarray(model.labels_, dtype=np.int64)
 
@@ -237,10 +235,12 @@ def choose_clusters(
 ) -> tuple[int, ...]:
     """Return the assignment for the configured K, or for the K with the best silhouette."""
     clients = len(signatures)
+    if clients == 1:  # which is nothing to group, and refused by what groups bottom-up
+        return (0,)
     if isinstance(config.clusters, int):
         return tidy(group(config.clusters), config.clusters)
-    if clients < 3:
-        return (0,) * clients
+    if clients == 2:
+        return (0, 0)
     candidates = [tidy(group(count), count) for count in range(2, clients)]
     scores = [silhouette(signatures, assignment) for assignment in candidates]
     ranks = [-1.0 if score is None else score for score in scores]

@@ -507,7 +507,8 @@ def check_together(config: RunConfig) -> None:
             "themselves where a class has few: it is for simulations; choose another for a deployment"
         )
     clusters, clients = config.clustering.clusters, config.num_clients
-    if isinstance(clusters, int) and clusters > clients:
+    clustered = reads(config.method, "clustering.clusters")
+    if clustered and isinstance(clusters, int) and clusters > clients:
         found = f"partition.clients = {clients}"
         if config.is_deployment:
             found = f"the {clients} site(s) of deployment.sites"
@@ -524,7 +525,7 @@ def check_together(config: RunConfig) -> None:
             "each cluster one of its own; set auto, or the device without a number, or server_tasks = 1"
         )
     size = config.inversion.batch_size
-    if min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
+    if clustered and min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
         raise FedBiCrossError(
             f"inversion.batch_size = {size} leaves fewer than two images on one side of "
             f"cross_cluster.train_fraction = {config.cross_cluster.train_fraction:g}; BatchNorm needs two"

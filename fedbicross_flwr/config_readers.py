@@ -23,7 +23,7 @@ READER: Final[Mapping[str, str]] = {
 
 READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers")})
 
-KNOWN: Final = frozenset({*READER.values(), "fedavg"})
+KNOWN: Final = frozenset({*READER.values(), "fedavg", "central"})
 
 
 def reads(method: str, key: str) -> bool:

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 from torch import nn
 
 from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.training import LabelledImages, predict_logits
 
 PROTOCOLS = ("global", "local")
@@ -35,7 +36,16 @@ def score(labels: NDArray[np.int64], probabilities: Probabilities) -> Scores:
         int64 (n,).
     probabilities : ndarray
         (n, C), rows sum to one.
+
+    Raises
+    ------
+    FedBiCrossError
+        When a probability is not a number, as of a model that diverged in its last step.
     """
+    if not np.isfinite(probabilities).all():
+        raise FedBiCrossError(
+            "the model's answers are not finite: its training diverged; lower the learning rate"
+        )
     answers = probabilities.argmax(1)
     present = np.unique(labels)
     return {

@@ -71,5 +71,6 @@ def synthetic_quality(
         agreement=float(taken.float().mean()) if outcome.findings.aimed else None,
         classes=len(label[taken].unique()),
         learned=float((student == answer).float().mean()),
-        most_frequent=float(student.bincount().max()) / len(student),
+        # Model by model: several that each say one class to everything are no better than one.
+        most_frequent=sum(int(part.bincount().max()) for part in students) / len(student),
     )

@@ -200,7 +200,7 @@ def fit(
     )
     factor = SCHEDULES[recipe.schedule]
     apart = SourceStatistics(batch_norms(model))
-    for epoch in epochs or range(recipe.epochs):
+    for epoch in range(recipe.epochs) if epochs is None else epochs:
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * factor(epoch / recipe.epochs)
         model.train()

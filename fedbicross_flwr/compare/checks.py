@@ -7,7 +7,7 @@ from typing import Final
 
 from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS, MANY_ROUNDS
-from fedbicross_flwr.compare.variants import FLOWER, VARIANTS, Variant
+from fedbicross_flwr.compare.variants import FLOWER, Variant
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_readers import reads as method_reads
 from fedbicross_flwr.report.record import RunRecord
@@ -52,10 +52,9 @@ def fairness_notes(cell: CellRuns) -> tuple[str, ...]:
 
 
 def shaping_keys() -> frozenset[str]:
-    """Return the settings that shape a result and that no variant is defined by."""
+    """Return the settings that shape a result, but for what every comparison varies."""
     shaping = {key for key, declared, _ in walk(RunConfig()) if declared.metadata["shapes_result"]}
-    own = {key for variant in VARIANTS.values() for key in variant.overrides}
-    return frozenset(key for key in shaping - own - {"seed"} if not key.startswith("runtime."))
+    return frozenset(key for key in shaping - {"seed", "method"} if not key.startswith("runtime."))
 
 
 def reads(variant: Variant, key: str) -> bool:
@@ -82,7 +81,7 @@ def _settings(cell: CellRuns) -> list[str]:
     for run, record in cell.records():
         different: dict[str, list[str]] = {}
         for key in sorted(keys & record.config.keys()):
-            if not reads(run.variant, key):
+            if key in run.variant.overrides or not reads(run.variant, key):
                 continue
             other, expected = first.setdefault(key, (run, record))
             if record.config[key] != expected.config[key]:

@@ -31,7 +31,7 @@ from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
 from fedbicross_flwr.runs.folder import RunFolder, check_folder, drop_shared_stages, make_writable
-from fedbicross_flwr.runs.opening import open_run
+from fedbicross_flwr.runs.opening import open_run, sole_comparison, sole_use
 from fedbicross_flwr.runs.trackers import check_tracker
 from fedbicross_flwr.simulate import FlowerRunError, run_it
 
@@ -84,14 +84,15 @@ def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int =
 
     check_jobs(runs, flower, jobs)
     check_runs(runs, out)
-    failures = make_runs(runs, flower) if jobs == 1 else make_at_once(runs, jobs, say_at_once)
-    for failure in failures:
-        print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
-    if not failures:
-        for run in runs:
-            drop_shared_stages(run.config)
-    if len(failures) < len(runs):
-        print(f"\ntable: {write_comparison(out)}")
+    with sole_comparison(out):
+        failures = make_runs(runs, flower) if jobs == 1 else make_at_once(runs, jobs, say_at_once)
+        for failure in failures:
+            print(f"failed: {failure.run.title}: {failure.error}", file=sys.stderr)
+        if not failures:
+            for run in runs:
+                drop_shared_stages(run.config)
+        if len(failures) < len(runs):
+            print(f"\ntable: {write_comparison(out)}")
     return 1 if failures else 0
 
 
@@ -225,7 +226,8 @@ def note_failure(run: PlannedRun, reason: str, trace: str = "") -> Failure:
 def start_run(run: PlannedRun, flower: bool) -> None:
     """Run to the end, by whatever the run is made with."""
     if run.central:
-        run_central(run.config, run.folder)
+        with sole_use(run.folder):
+            run_central(run.config, run.folder)
         return
     flower = flower or run.variant.name.startswith(FLOWER)
     if flower:

@@ -41,6 +41,8 @@ class PairedTest:
         Mean of ours - other, a fraction.
     p : float or None
         None when fewer than `MIN_PAIRS` pairs differ.
+    higher : bool
+        Whether the signed ranks, which are what the test looks at, are in favour of ours.
     """
 
     measure: str
@@ -52,6 +54,7 @@ class PairedTest:
     seeds: int
     difference: float
     p: float | None
+    higher: bool
 
     @property
     def verdict(self) -> str:
@@ -60,7 +63,8 @@ class PairedTest:
             return f"too few pairs that differ for a test (at least {MIN_PAIRS})"
         if self.p >= LEVEL:
             return "no difference shown"
-        return "ahead" if self.difference > 0 else "behind"
+        verdict = "ahead" if self.higher else "behind"
+        return verdict if self.higher == (self.difference > 0) else f"{verdict}, though not in the mean"
 
     @property
     def sentence(self) -> str:
@@ -104,8 +108,12 @@ def paired_test(ours: Line, other: Line, measure: str, reason: str = "") -> Pair
     """Compare two lines over all (seed, client) that both have; there must be one."""
     pairs = _pairs(ours, other, measure)
     one, two = (np.array([pair[side] for pair in pairs]) for side in (1, 2))
-    difference = one - two
-    tested = np.count_nonzero(difference) >= MIN_PAIRS
+    # Accuracies are quotients of whole numbers: without rounding, equal differences are unequal in their last
+    # bit, and the test would rank that.
+    difference = np.round(one - two, 9)
+    unequal = np.count_nonzero(difference)
+    tested = unequal >= MIN_PAIRS
+    in_favour = wilcoxon(difference, alternative="greater").statistic if tested else 0.0
     return PairedTest(
         measure=measure,
         ours=ours.title,
@@ -115,7 +123,8 @@ def paired_test(ours: Line, other: Line, measure: str, reason: str = "") -> Pair
         ahead=int((difference > 0).sum()),
         seeds=len({seed for seed, _, _ in pairs}),
         difference=float(difference.mean()),
-        p=float(wilcoxon(one, two).pvalue) if tested else None,
+        p=float(wilcoxon(difference).pvalue) if tested else None,
+        higher=bool(in_favour > unequal * (unequal + 1) / 4),
     )
 
 

@@ -174,7 +174,7 @@ def cell_name(config: RunConfig) -> str:
     path = Path(config.data.path)
     own = path.name if path.is_dir() else path.stem
     data = own if config.data.path else config.data.name
-    return f"{data}-N{config.partition.clients}-alpha{config.partition.alpha:g}"
+    return f"{data}-N{config.partition.clients}-alpha{config.partition.alpha:.15g}"
 
 
 def plan_runs(

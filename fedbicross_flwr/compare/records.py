@@ -71,6 +71,7 @@ def write_records(out: Path, to: Path) -> tuple[list[Path], list[str]]:
 
 def write_record(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files of a record in place of those that are there; last ``run.json``, which makes it one."""
+    (folder / RUN).unlink(missing_ok=True)
     for name in (*AS_THEY_ARE, LOG, CONFIG):
         if name in files:
             write_bytes(folder / name, files[name])

@@ -148,7 +148,8 @@ def latex(table: ComparisonTable) -> str:
             cells = [bold(text) if one.best else text for text, one in zip(texts, values, strict=True)]
             block.append([escape(title_of(row, len(table.seeds))), *cells])
         groups.append(block)
-    notes = [LEGEND, *(test.sentence for test in table.tests), *table.notes]
+    tests = [*(test.sentence for test in table.tests), NOT_INDEPENDENT] if table.tests else []
+    notes = [LEGEND, *tests, *table.notes]
     return latex_table(HEADER, groups, caption(table), f"tab:{table.cell.name}", notes)
 
 

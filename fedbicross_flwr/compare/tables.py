@@ -105,19 +105,23 @@ class ComparisonTable:
         return best_of(rows, column.better)
 
     def controls_ahead(self, column: Column) -> frozenset[tuple[str, str]]:
-        """Return the controls, which share nothing, that are better than the best one-shot row as shown."""
+        """Return the controls, which share nothing, that are better than the best one-shot row as shown.
+
+        Where that row lacks seeds that a control has, their means do not compare.
+        """
         best = self.best(column)
-        marks = [
-            _rank(row.values[column.key], column.better)
-            for row in self.rows
-            if (row.line.variant, row.line.role) in best
-        ]
+        leaders = [row for row in self.rows if (row.line.variant, row.line.role) in best]
+        marks = [_rank(row.values[column.key], column.better) for row in leaders]
+        seeds = [set(row.line.seeds) for row in leaders]
         return frozenset(
             (row.line.variant, row.line.role)
             for row in self.rows
             if row.line.group == CONTROL
             and (value := _rank(row.values[column.key], column.better)) is not None
-            and any(mark is not None and value > mark for mark in marks)
+            and any(
+                mark is not None and value > mark and theirs == set(row.line.seeds)
+                for mark, theirs in zip(marks, seeds, strict=True)
+            )
         )
 
 

@@ -20,6 +20,7 @@ same weights (``client.initial_weights``), as in the paper; an average of indepe
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -58,7 +59,9 @@ def received(data: LabelledImages, shipment: Shipment, task: ClientTask) -> Ship
     training, _ = data.to(compute).split(task.config.client.validation_fraction)
     model = compute.place(load_state(task.spec, shipment.model))
     with compute.autocast():
-        update_bn((compute.images(part) for part in training.images.split(BATCH)), model)
+        # Every batch counts the same, so they are of one size but for one image.
+        parts = training.images.tensor_split(math.ceil(len(training.images) / BATCH))
+        update_bn((compute.images(part) for part in parts), model)
     return dataclasses.replace(shipment, model=state_of(model))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -63,7 +63,11 @@ def sole_use(path: Path, patience: float | None = None) -> Iterator[None]:
         When another process, or another run of this one, works there.
     """
     made = not os.path.lexists(path)
-    handle = wait_for_lock(path, PATIENCE if patience is None else patience)
+    busy = (
+        f"another process works on the run in {path}; wait until it has ended, or choose another "
+        "folder with out"
+    )
+    handle = wait_for_lock(lambda: lock_run(path), busy, PATIENCE if patience is None else patience)
     try:
         yield
     finally:
@@ -76,26 +80,51 @@ def sole_use(path: Path, patience: float | None = None) -> Iterator[None]:
             os.close(handle)
 
 
-def wait_for_lock(path: Path, patience: float) -> int | None:
-    """Return the file descriptor that holds a folder's lock, or None where there can be no lock."""
+@contextmanager
+def sole_comparison(path: Path, patience: float | None = None) -> Iterator[None]:
+    """Make the runs of a comparison alone: they share its cache, which the last one clears.
+
+    Raises
+    ------
+    FedBiCrossError
+        When another process makes runs there.
+    """
+    busy = (
+        f"another process makes runs of the comparison in {path}; wait until it has ended, or take "
+        "another --out"
+    )
+    handle = wait_for_lock(lambda: lock_file(path / LOCK), busy, PATIENCE if patience is None else patience)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            (path / LOCK).unlink(missing_ok=True)
+            os.close(handle)
+
+
+def wait_for_lock(take: Callable[[], int | None], busy: str, patience: float) -> int | None:
+    """Return the file descriptor that holds a lock, or None where there can be no lock.
+
+    Raises
+    ------
+    FedBiCrossError
+        With `busy`, when another still holds it after `patience` seconds.
+    """
     end = time.monotonic() + patience
     while True:
         try:
-            return take_lock(path)
+            return take()
         except BlockingIOError:
             if time.monotonic() > end:
-                raise FedBiCrossError(
-                    f"another process works on the run in {path}; wait until it has ended, or choose another "
-                    "folder with out"
-                ) from None
+                raise FedBiCrossError(busy) from None
         except OSError:
             # Opening the folder says in its own words why it cannot be written.
             return None
         time.sleep(PAUSE)
 
 
-def take_lock(path: Path) -> int | None:
-    """Try once; None where nothing is to be locked.
+def lock_run(path: Path) -> int | None:
+    """Try once to lock a run's folder, which is made; None where it is no run's: nothing is written there.
 
     Raises
     ------
@@ -104,15 +133,18 @@ def take_lock(path: Path) -> int | None:
     OSError
         When the file cannot be made, or the file system has no locks.
     """
+    path.mkdir(parents=True, exist_ok=True)
+    return None if strange_files(path) else lock_file(path / LOCK)
+
+
+def lock_file(path: Path) -> int | None:
+    """Try once to lock a file, which is made; None on Windows. Raises like `lock_run`."""
     if sys.platform == "win32":
         return None
-    path.mkdir(parents=True, exist_ok=True)
-    if strange_files(path):  # not a run's folder, so nothing is written there
-        return None
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not is_file(handle, path / LOCK):  # its former holder has removed it
+        if not is_file(handle, path):  # its former holder has removed it
             raise BlockingIOError
     except BaseException:
         os.close(handle)

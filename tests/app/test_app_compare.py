@@ -655,3 +655,20 @@ def test_the_command_makes_the_table_and_its_status_says_whether_all_is_well(
     assert answer.status == 0 and answer.error == ""
     assert not shared_stages(out)
     assert metrics(out, "fedbicross") == metrics(made.out, "fedbicross")
+
+
+def test_one_process_at_a_time_makes_the_runs_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "PATIENCE", 0.0)
+    monkeypatch.setattr(engine, "make_run", lambda *arguments: pytest.fail("a run was made"))
+    runs = planned(tmp_path, "fedavg")
+    (tmp_path / "comparison.md").write_text("of an earlier call")
+    with (
+        opening.sole_comparison(tmp_path),
+        pytest.raises(FedBiCrossError, match="another process makes runs of the comparison in"),
+    ):
+        engine.compare_all(runs, False, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.md"]
+    with opening.sole_comparison(tmp_path):
+        pass

@@ -118,3 +118,15 @@ def test_a_client_can_measure_the_statistics_anew_on_its_own_training_images() -
     read = torch.nn.functional.conv2d(training.images, found["stem.0.weight"], padding=1)
     torch.testing.assert_close(found["stem.1.running_mean"], read.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["stem.1.running_var"], read.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_no_image_counts_more_than_another_in_statistics_that_are_measured_anew() -> None:
+    images = torch.zeros((285, 1, 28, 28))  # 257 to read, one more than a batch
+    images[-1] = 50.0
+    data, shipped = LabelledImages(images, torch.arange(285) % 3), Shipment(state(1))
+    task = ClientTask(0, SPEC, tiny(fedavg__bn="recalibrate"), CPU, Silent())
+    found = METHODS["fedavg"].receive(data, shipped, task).model
+    training, _ = data.split(task.config.client.validation_fraction)
+    assert len(training) == 257
+    read = torch.nn.functional.conv2d(training.images, found["stem.0.weight"], padding=1)
+    torch.testing.assert_close(found["stem.1.running_mean"], read.mean((0, 2, 3)), rtol=0.01, atol=1e-6)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import METRICS, Probabilities, expected_calibration_error, mean_auc, score
 from fedbicross_flwr.runs.record import tidy_scores
 
@@ -93,3 +94,10 @@ def test_the_calibration_error_does_not_depend_on_order_and_stays_in_0_to_1(seed
     found = expected_calibration_error(labels, answers)
     assert 0.0 <= found <= 1.0
     assert found == pytest.approx(expected_calibration_error(labels[order], answers[order]), abs=1e-12)
+
+
+def test_answers_that_are_no_numbers_are_one_line() -> None:
+    labels, probabilities = draw(0, 6, 3)
+    probabilities[2] = math.nan
+    with pytest.raises(FedBiCrossError, match="answers are not finite: its training diverged"):
+        score(labels, probabilities)

@@ -121,6 +121,15 @@ def test_more_clusters_than_clients_is_refused() -> None:
         grouped(7)
 
 
+def test_a_single_upload_is_a_cluster() -> None:
+    for by in ("outputs", "parameters", "hierarchical"):
+        config = ClusteringConfig(clusters=1, by=by, num_probes=4)
+        assert cluster_clients(federation()[:1], 1, config, 0, CPU).assignment == (0,)
+    config = ClusteringConfig(clusters=1, by="pacfl", num_probes=4)
+    subspaces = [torch.eye(4, 2).unsqueeze(0)]
+    assert cluster_clients(federation()[:1], 1, config, 0, CPU, subspaces).assignment == (0,)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_auto_with_hardly_any_client_is_one_cluster(count: int) -> None:
     config = ClusteringConfig(clusters="auto", num_probes=4)

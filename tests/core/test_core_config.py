@@ -174,6 +174,7 @@ COMMON: dict[str, Any] = {"fedavg.bn": "first", "personal.epochs": 9, "client.lr
         ("dense", {"dense.lr"}),
         ("fedisca", {"fedisca.lr", "inversion.teachers"}),
         ("flower:Krum", {"flower.rounds"}),
+        ("central", set()),
         ("somebody's", set(OWN)),
     ],
 )
@@ -250,3 +251,10 @@ def test_own_data_go_by_one_name_however_they_were_asked_for() -> None:
     assert by_path == RunConfig.from_flat({"data.path": "/cells.npz", "data.name": "site"})
     assert by_path.fingerprint() != RunConfig().fingerprint()
     assert RunConfig.from_flat({"data.path": "/x", "data.name": "bloodmnist"}).data.name == "bloodmnist"
+
+
+def test_a_method_is_not_held_to_what_it_does_not_read() -> None:
+    for method in ("fedavg", "dafl", "central", "flower:FedAvg"):
+        RunConfig.from_flat({"method": method, "partition.clients": 1, "inversion.batch_size": 4})
+    with pytest.raises(FedBiCrossError, match=r"clustering\.clusters = 2 is more than"):
+        RunConfig.from_flat({"partition.clients": 1})

@@ -212,4 +212,3 @@ def test_numbers_of_clusters() -> None:
     assert cluster_proximity(proximity, 1) == (0, 0, 0)
     assert cluster_proximity(proximity, 2) == (0, 0, 1)
     assert cluster_proximity(proximity, 3) == (0, 1, 2)
-    assert cluster_proximity(np.zeros((1, 1)), 1) == (0,)

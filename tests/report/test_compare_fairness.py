@@ -110,6 +110,20 @@ def test_a_setting_that_one_of_them_does_not_read_is_ignored(
     assert notes(out) == ()
 
 
+def test_an_ablation_is_held_to_what_it_does_not_change_itself(out: Path) -> None:
+    variants = ("fedbicross", "fedbicross-uniform", "fedbicross-parameters")
+    build_comparison(out, variants=variants, seeds=(0,))
+    for variant in variants:
+        change(out, variant, **PLAIN, clustering__by="classifier_norms", clustering__clusters=2)
+    change(out, "fedbicross-uniform", clustering__clusters=4)
+    change(out, "fedbicross-parameters", clustering__by="parameters")
+    (note,) = notes(out)
+    assert note == (
+        "fedbicross seed 0 and fedbicross-uniform seed 0 do not compare: they differ in clustering.clusters "
+        "(2 and 4)."
+    )
+
+
 def test_strategies_are_held_to_each_others_rounds(out: Path) -> None:
     change(out, "flower:FedAdam", flower__rounds=2, client__epochs=12)
     one, two = notes(out)

@@ -41,7 +41,8 @@ def test_the_paired_test_is_scipys(tmp_path: Path) -> None:
             (entry,) = [row for row in rows if row["name"] == name]
             found += [client["global"]["accuracy"] for client in entry["clients"]]
         values.append(found)
-    assert test.p == pytest.approx(stats.wilcoxon(*values).pvalue)
+    differences = [round(a - b, 9) for a, b in zip(*values, strict=True)]
+    assert test.p == pytest.approx(stats.wilcoxon(differences).pvalue)
     assert test.difference == pytest.approx(statistics.fmean(a - b for a, b in zip(*values, strict=True)))
     assert (test.pairs, test.seeds) == (15, 3)
     assert test.ahead == sum(a > b for a, b in zip(*values, strict=True))
@@ -61,6 +62,24 @@ def test_too_few_pairs_get_no_p() -> None:
     assert paired_test(six, other, "both").p == pytest.approx(2 / 2**MIN_PAIRS)
     equal = paired_test(other, other, "global")
     assert equal.p is None and equal.difference == 0 and "±0.0 points" in equal.sentence
+
+
+def test_the_ranks_say_who_is_ahead_and_the_sentence_where_the_mean_says_otherwise() -> None:
+    other = line("other", {0: dict.fromkeys(range(20), 0.05)})
+    ours = line("ours", {0: {client: 0.04 if client else 0.95 for client in range(20)}})
+    test = paired_test(ours, other, "global")
+    assert test.p is not None and test.p < 0.05
+    assert test.difference > 0 and test.verdict == "behind, though not in the mean"
+    assert paired_test(other, ours, "global").verdict == "ahead, though not in the mean"
+
+
+def test_equal_differences_are_ties_though_not_in_their_last_bit() -> None:
+    thirds = [1 / 3, 2 / 3, 0.1, 0.7, 0.3, 0.5, 0.9]
+    other = line("other", {0: dict(enumerate(thirds))})
+    ours = line("ours", {0: {client: value + 0.1 for client, value in enumerate(thirds)}})
+    assert len({(value + 0.1) - value for value in thirds}) > 1, "or there is nothing to round"
+    found = paired_test(ours, other, "global")
+    assert found.p == pytest.approx(stats.wilcoxon([0.1] * 7).pvalue)
 
 
 def test_pairs_are_of_the_same_seed_and_client() -> None:

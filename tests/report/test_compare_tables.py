@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shutil
 import statistics
@@ -18,6 +19,7 @@ from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.latex import escape
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
+from fedbicross_flwr.compare.plan import cell_name
 from fedbicross_flwr.compare.tables import (
     BY_KEY,
     COLUMNS,
@@ -27,6 +29,7 @@ from fedbicross_flwr.compare.tables import (
     write_comparison,
 )
 from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS
+from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.seeds_table import Spread
 
@@ -368,10 +371,32 @@ def test_folders_of_other_names_are_passed_over(out: Path) -> None:
     assert CellName.named("phantom-N5") is None
 
 
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 0.3333333, 0.1234567, math.inf])
+def test_a_folder_s_name_says_alpha_in_full(alpha: float) -> None:
+    name = cell_name(RunConfig.from_flat({"partition.alpha": alpha}))
+    assert CellName.named(name) == CellName(name, "phantom", 5, alpha)
+
+
+def test_a_control_of_more_seeds_is_not_said_to_be_ahead(tmp_path: Path) -> None:
+    out = build_comparison(tmp_path, variants=("fedavg", "fedbicross"), seeds=(0, 1))
+    for seed in (0, 1):
+        for variant in ("fedavg", "fedbicross"):
+            everyone = dict.fromkeys(range(5), 0.99)
+            set_accuracies(out / CELL / variant / f"seed-{seed}", "local-only", "global", everyone)
+    column = BY_KEY["global_accuracy"]
+    assert table_of(out).controls_ahead(column) == {("local-only", "control")}
+    shutil.rmtree(out / CELL / "fedbicross" / "seed-1")
+    shutil.rmtree(out / CELL / "fedavg" / "seed-0")
+    assert table_of(out).controls_ahead(column) == set()
+
+
 def test_a_wrong_folder_or_name_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FedBiCrossError, match="is not a folder"):
         write_comparison(tmp_path / "nothing")
     with pytest.raises(FedBiCrossError, match="holds no comparison"):
         write_comparison(tmp_path)
-    with pytest.raises(FedBiCrossError, match="no table 'IV'; there are I, II, III"):
+    out = build_comparison(tmp_path / "out", variants=("fedavg",), seeds=(0,))
+    with pytest.raises(FedBiCrossError, match=r"did you mean phantom-N5-alpha0.3\?\); .* III, and of this"):
+        table_text("phantom-N5-alpha.3", out, "markdown")
+    with pytest.raises(FedBiCrossError, match="no table 'IV'; the paper has I, II, III"):
         table_text("IV", tmp_path, "markdown")
