@@ -524,6 +524,10 @@ def check_together(config: RunConfig) -> None:
             f"runtime.device = {device!r} names one accelerator, and runtime.server_tasks = {tasks} gives "
             "each cluster one of its own; set auto, or the device without a number, or server_tasks = 1"
         )
+    if clustered and config.cross_cluster.batch_size == 1:
+        raise FedBiCrossError(
+            "cross_cluster.batch_size = 1: BatchNorm needs two images; set 2 or more, or 0 for all of them"
+        )
     size = config.inversion.batch_size
     if clustered and min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
         raise FedBiCrossError(

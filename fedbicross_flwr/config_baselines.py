@@ -21,7 +21,8 @@ class FedAvgConfig:
     bn: str = setting(
         "average",
         "BatchNorm statistics of the average: `average` those of the uploads; those of the `first` upload; "
-        "`recalibrate` them at each client on its own training images",
+        "`recalibrate` them at each client on its own training images (other methods' row of FedAvg-1 then "
+        "has the average's)",
         choices=("average", "first", "recalibrate"),
     )
 

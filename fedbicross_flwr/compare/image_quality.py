@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final
 
 from fedbicross_flwr.compare.collect import CellRuns
@@ -55,7 +55,7 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    return Spread(fmean(known), stdev(known) if len(known) > 1 else None)
+    return Spread.of(known)
 
 
 def image_quality_markdown(found: Sequence[ImageQuality], seeds: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TypeVar
 
 from fedbicross_flwr.compare.checks import fairness_notes
@@ -170,7 +169,7 @@ def spread(line: Line, read: Read) -> Spread | None:
     values = [value for value in found if value is not None]
     if not values or len(values) < len(found):
         return None
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
+    return Spread.of(values)
 
 
 def write_comparison(out: Path) -> Path:

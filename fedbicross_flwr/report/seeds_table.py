@@ -33,6 +33,11 @@ class Spread:
     mean: float
     deviation: float | None
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return that of the values of all seeds, of which there must be one."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
+
     def __str__(self) -> str:
         """Return percent with one decimal: ``57.6 ± 1.2``."""
         mean = percent(self.mean)
@@ -145,4 +150,4 @@ def _spread(
             # A mean over some of the seeds would not compare with the other rows.
             return None
         found.append(number)
-    return Spread(fmean(found), stdev(found) if len(found) > 1 else None)
+    return Spread.of(found)

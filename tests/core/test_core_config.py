@@ -90,6 +90,7 @@ def test_near_names() -> None:
     [
         ({"clustering.clusters": 6}, ["clustering.clusters = 6", "partition.clients = 5"]),
         ({"data.phantom_channels": 2}, ["data.phantom_channels = 2"]),
+        ({"cross_cluster.batch_size": 1}, ["cross_cluster.batch_size = 1", "BatchNorm needs two"]),
         ({"inversion.batch_size": 4}, ["inversion.batch_size = 4", "cross_cluster.train_fraction = 0.8"]),
     ],
 )
