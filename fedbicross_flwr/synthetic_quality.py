@@ -34,7 +34,8 @@ class SyntheticQuality:
     learned : float
         Share to which the model that was learned from the image answers as the uploads do.
     most_frequent : float
-        Share of that model's most frequent answer; 1 if it says the same to every image.
+        Share of images to which their model gives its most frequent answer; 1 if each model says the same to
+        every image of its own.
     """
 
     images: int

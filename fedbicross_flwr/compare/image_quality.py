@@ -22,8 +22,8 @@ LEGEND = (
     "The last synthetic images of each method, judged by all uploads together (the mean of their "
     "probabilities). Classes: those of which at least one image is taken for its label. In percent, mean ± "
     "sample standard deviation over seeds: images taken for their label (DAFL's labels are the answers "
-    "themselves); images to which the shipped model answers as the uploads do; the shipped model's most "
-    "frequent answer, near 100 if it says one class to everything."
+    "themselves); images to which the shipped model answers as the uploads do; each shipped model's most "
+    "frequent answer to its own, near 100 if it says one class to everything."
 )
 
 
