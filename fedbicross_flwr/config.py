@@ -506,16 +506,8 @@ def check_together(config: RunConfig) -> None:
             "clustering.by = 'pacfl' has clients send directions of their images, which are the images "
             "themselves where a class has few: it is for simulations; choose another for a deployment"
         )
-    clusters, clients = config.clustering.clusters, config.num_clients
-    clustered = reads(config.method, "clustering.clusters")
-    if clustered and isinstance(clusters, int) and clusters > clients:
-        found = f"partition.clients = {clients}"
-        if config.is_deployment:
-            found = f"the {clients} site(s) of deployment.sites"
-        raise FedBiCrossError(
-            f"clustering.clusters = {clusters} is more than {found}: "
-            "every cluster needs a client; lower the one or raise the other"
-        )
+    if reads(config.method, "clustering"):
+        check_clusters(config)
     if config.data.phantom_channels == 2:
         raise FedBiCrossError("data.phantom_channels = 2: a phantom has 3 channels (RGB) or 1 (grayscale)")
     device, tasks = config.runtime.device, config.runtime.server_tasks
@@ -524,12 +516,25 @@ def check_together(config: RunConfig) -> None:
             f"runtime.device = {device!r} names one accelerator, and runtime.server_tasks = {tasks} gives "
             "each cluster one of its own; set auto, or the device without a number, or server_tasks = 1"
         )
-    if clustered and config.cross_cluster.batch_size == 1:
+
+
+def check_clusters(config: RunConfig) -> None:
+    """Hold against each other what FedBiCross alone reads."""
+    clusters, clients = config.clustering.clusters, config.num_clients
+    if isinstance(clusters, int) and clusters > clients:
+        found = f"partition.clients = {clients}"
+        if config.is_deployment:
+            found = f"the {clients} site(s) of deployment.sites"
+        raise FedBiCrossError(
+            f"clustering.clusters = {clusters} is more than {found}: "
+            "every cluster needs a client; lower the one or raise the other"
+        )
+    if config.cross_cluster.batch_size == 1:
         raise FedBiCrossError(
             "cross_cluster.batch_size = 1: BatchNorm needs two images; set 2 or more, or 0 for all of them"
         )
     size = config.inversion.batch_size
-    if clustered and min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
+    if min(split_sizes(size, config.cross_cluster.train_fraction)) < 2:
         raise FedBiCrossError(
             f"inversion.batch_size = {size} leaves fewer than two images on one side of "
             f"cross_cluster.train_fraction = {config.cross_cluster.train_fraction:g}; BatchNorm needs two"

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 FEDBICROSS: Final = "fedbicross"
+CENTRAL: Final = "central"
+"""The model that a comparison trains on pooled images: no method, but its runs are known by settings too."""
+
 FLOWER: Final = "flower"
 """Stands for all of Flower's strategies, whose methods are called ``flower:FedAvg`` and the like."""
 
@@ -23,7 +26,7 @@ READER: Final[Mapping[str, str]] = {
 
 READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers")})
 
-KNOWN: Final = frozenset({*READER.values(), "fedavg", "central"})
+KNOWN: Final = frozenset({*READER.values(), "fedavg", CENTRAL})
 
 
 def reads(method: str, key: str) -> bool:

@@ -22,7 +22,7 @@ from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.rows import Row
 from fedbicross_flwr.runs.folder import RunFolder
-from fedbicross_flwr.runs.opening import open_run
+from fedbicross_flwr.runs.opening import open_run, sole_use
 from fedbicross_flwr.runs.record import ClientRecord, write_metrics, write_run
 from fedbicross_flwr.runs.trackers import track
 from fedbicross_flwr.seeds import numpy_generator
@@ -58,8 +58,14 @@ def run_central(config: RunConfig, path: Path) -> Path:
     Raises
     ------
     FedBiCrossError
-        When the data or the folder cannot be used, or the training diverges.
+        When the data or the folder cannot be used, another run works there, or the training diverges.
     """
+    with sole_use(path):
+        return run_alone(config, path)
+
+
+def run_alone(config: RunConfig, path: Path) -> Path:
+    """Run in a folder that nobody else works in."""
     started = time.perf_counter()
     folder, data = open_run(config, path)
     info = data.source.info

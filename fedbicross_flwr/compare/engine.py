@@ -31,7 +31,7 @@ from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
 from fedbicross_flwr.runs.folder import RunFolder, check_folder, drop_shared_stages, make_writable
-from fedbicross_flwr.runs.opening import open_run, sole_comparison, sole_use
+from fedbicross_flwr.runs.opening import open_run, sole_comparison
 from fedbicross_flwr.runs.trackers import check_tracker
 from fedbicross_flwr.simulate import FlowerRunError, run_it
 
@@ -226,8 +226,7 @@ def note_failure(run: PlannedRun, reason: str, trace: str = "") -> Failure:
 def start_run(run: PlannedRun, flower: bool) -> None:
     """Run to the end, by whatever the run is made with."""
     if run.central:
-        with sole_use(run.folder):
-            run_central(run.config, run.folder)
+        run_central(run.config, run.folder)
         return
     flower = flower or run.variant.name.startswith(FLOWER)
     if flower:

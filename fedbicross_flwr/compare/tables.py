@@ -110,17 +110,16 @@ class ComparisonTable:
         """
         best = self.best(column)
         leaders = [row for row in self.rows if (row.line.variant, row.line.role) in best]
-        marks = [_rank(row.values[column.key], column.better) for row in leaders]
-        seeds = [set(row.line.seeds) for row in leaders]
+
+        def ahead(row: ComparisonRow, leader: ComparisonRow) -> bool:
+            mine, other = (_rank(one.values[column.key], column.better) for one in (row, leader))
+            same_seeds = row.line.seeds.keys() == leader.line.seeds.keys()
+            return same_seeds and mine is not None and other is not None and mine > other
+
         return frozenset(
             (row.line.variant, row.line.role)
             for row in self.rows
-            if row.line.group == CONTROL
-            and (value := _rank(row.values[column.key], column.better)) is not None
-            and any(
-                mark is not None and value > mark and theirs == set(row.line.seeds)
-                for mark, theirs in zip(marks, seeds, strict=True)
-            )
+            if row.line.group == CONTROL and any(ahead(row, leader) for leader in leaders)
         )
 
 

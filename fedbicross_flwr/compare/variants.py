@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedbicross_flwr.config_readers import CENTRAL as CENTRAL
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar
 
 GROUPS = ("one-shot", "ablation", "clustering", "reference", "cluster-count", "flower")
 ASKED_FOR = {"cluster-count", "flower"}
 """Groups that ``all`` leaves out: they are for a question of their own."""
-CENTRAL = "central"
 AUTOMATIC = "fedbicross-auto"
 FLOWER = "flower:"
 """Names of Flower's own strategies begin so; they need many rounds, and run under Flower only."""

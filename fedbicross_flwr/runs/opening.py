@@ -67,7 +67,7 @@ def sole_use(path: Path, patience: float | None = None) -> Iterator[None]:
         f"another process works on the run in {path}; wait until it has ended, or choose another "
         "folder with out"
     )
-    handle = wait_for_lock(lambda: lock_run(path), busy, PATIENCE if patience is None else patience)
+    handle = wait_for_lock(lambda: lock_run(path), busy, patience)
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def sole_use(path: Path, patience: float | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def sole_comparison(path: Path, patience: float | None = None) -> Iterator[None]:
+def sole_comparison(path: Path) -> Iterator[None]:
     """Make the runs of a comparison alone: they share its cache, which the last one clears.
 
     Raises
@@ -93,7 +93,7 @@ def sole_comparison(path: Path, patience: float | None = None) -> Iterator[None]
         f"another process makes runs of the comparison in {path}; wait until it has ended, or take "
         "another --out"
     )
-    handle = wait_for_lock(lambda: lock_file(path / LOCK), busy, PATIENCE if patience is None else patience)
+    handle = wait_for_lock(lambda: lock_file(path / LOCK), busy)
     try:
         yield
     finally:
@@ -102,15 +102,15 @@ def sole_comparison(path: Path, patience: float | None = None) -> Iterator[None]
             os.close(handle)
 
 
-def wait_for_lock(take: Callable[[], int | None], busy: str, patience: float) -> int | None:
+def wait_for_lock(take: Callable[[], int | None], busy: str, patience: float | None = None) -> int | None:
     """Return the file descriptor that holds a lock, or None where there can be no lock.
 
     Raises
     ------
     FedBiCrossError
-        With `busy`, when another still holds it after `patience` seconds.
+        With `busy`, when another still holds it after `patience` seconds (`PATIENCE` by default).
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + (PATIENCE if patience is None else patience)
     while True:
         try:
             return take()

@@ -672,3 +672,15 @@ def test_one_process_at_a_time_makes_the_runs_of_a_comparison(
     assert [path.name for path in tmp_path.iterdir()] == ["comparison.md"]
     with opening.sole_comparison(tmp_path):
         pass
+
+
+def test_a_central_model_s_folder_is_its_own_while_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "PATIENCE", 0.0)
+    (run,) = planned(tmp_path, "central")
+    with (
+        opening.sole_use(run.folder),
+        pytest.raises(FedBiCrossError, match="another process works on the run"),
+    ):
+        central_module.run_central(run.config, run.folder)

@@ -14,7 +14,7 @@ from tiny import generator, noise
 from tiny import one_thread as one_thread
 from torch import Tensor
 
-from fedbicross_flwr.clustering import by_proximity, tidy
+from fedbicross_flwr.clustering import by_proximity, choose_clusters
 from fedbicross_flwr.config import ClusteringConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.pacfl import (
@@ -33,7 +33,8 @@ D = 28 * 28
 
 
 def cluster_proximity(proximity: NDArray[np.float64], clusters: int) -> tuple[int, ...]:
-    return tidy(by_proximity(proximity, clusters, ClusteringConfig(), 0), clusters)
+    config = ClusteringConfig(clusters=clusters)
+    return choose_clusters(proximity, config, lambda count: by_proximity(proximity, count, config, 0))
 
 
 def orthonormal(features: int, rank: int, seed: int) -> Tensor:
@@ -212,3 +213,4 @@ def test_numbers_of_clusters() -> None:
     assert cluster_proximity(proximity, 1) == (0, 0, 0)
     assert cluster_proximity(proximity, 2) == (0, 0, 1)
     assert cluster_proximity(proximity, 3) == (0, 1, 2)
+    assert cluster_proximity(np.zeros((1, 1)), 1) == (0,)

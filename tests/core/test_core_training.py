@@ -111,6 +111,14 @@ def test_fit_follows_sgd_with_momentum_decay_and_schedule() -> None:
     assert seen == pytest.approx(expected, rel=1e-6)
 
 
+def test_no_epochs_are_none_and_not_all() -> None:
+    model = Linear()
+    recipe = Recipe(4, 0.1, 0.5, 0.01, "step", 4, False)
+    images = torch.ones(4, 1, 2, 2)
+    fit(model, images, lambda logits, rows: logits.mean(), recipe, generator(), CPU, epochs=range(0))
+    assert float(model.weight.detach()) == 2.0
+
+
 def test_training_learns_separable_images() -> None:
     result = trained(blobs(96), client__epochs=6, client__batch_size=16)
     model = load_state(tiny_spec(), result.state)

@@ -8,6 +8,7 @@ import pytest
 from comparison_builder import build_comparison, log_work, set_config
 from run_builder import dump, edit
 
+from fedbicross_flwr.compare import records
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.records import write_records
@@ -53,6 +54,21 @@ def test_no_path_no_model_and_no_image_is_in_them(out: Path, tmp_path: Path) -> 
         assert "rosa" not in text and "meier" not in text and str(tmp_path) not in text, file
     kept = (tmp_path / "records" / CELL / "dense" / "seed-0" / "run.json").read_text(encoding="utf-8")
     assert '"source": "cells.npz"' in kept and "cannot be read" in kept
+
+
+def test_a_record_that_is_replaced_half_way_is_none(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(out, tmp_path / "records")
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_records(out, tmp_path / "records")
+    (cell,) = collect(tmp_path / "records").cells
+    assert len(list(cell.records())) == 5, "the first is neither the old nor the new one"
 
 
 def test_unfinished_and_failed_runs_are_named_and_left_out(out: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.latex import escape
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
+from fedbicross_flwr.compare.paired import NOT_INDEPENDENT
 from fedbicross_flwr.compare.plan import cell_name
 from fedbicross_flwr.compare.tables import (
     BY_KEY,
@@ -344,6 +345,7 @@ def test_all_files_are_written_and_csv_reads_back(shared: Path) -> None:
 
 def test_latex_has_the_same_number_of_cells_in_every_row(shared: Path) -> None:
     text = table_text(CELL, shared, "latex")
+    assert escape(NOT_INDEPENDENT) in text
     lines = [one for one in text.splitlines() if one.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", one)) for one in lines} == {len(COLUMNS)}
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +15,7 @@ from fedbicross_flwr.compare.figures.looks import Look, handle, legend_below, pe
 from fedbicross_flwr.compare.lines import Line, final_line, lines_of
 from fedbicross_flwr.compare.variants import AUTOMATIC
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
+from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
 OURS = "fedbicross"
@@ -106,7 +107,8 @@ def chosen_clusters(cell: CellRuns) -> Chosen | None:
     ]
     if line is None or not found:
         return None
-    return Chosen(line, fmean(found), stdev(found) if len(found) > 1 else 0.0)
+    spread = Spread.of(found)
+    return Chosen(line, spread.mean, spread.deviation or 0.0)
 
 
 def _ticks(found: Mapping[int, Line], auto: Chosen | None) -> list[int]:

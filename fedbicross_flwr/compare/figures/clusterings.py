@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +24,7 @@ from fedbicross_flwr.compare.lines import final_line, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.record import RunRecord
+from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
 Value = Callable[[CellRuns, str], tuple[float, float] | None]
@@ -99,7 +99,10 @@ def _accuracy(key: str) -> Value:
 
 def _index(cell: CellRuns, name: str) -> tuple[float, float] | None:
     found = [index for _, record in cell.records(name) if (index := rand_index(record)) is not None]
-    return (fmean(found), stdev(found) if len(found) > 1 else 0.0) if found else None
+    if not found:
+        return None
+    spread = Spread.of(found)
+    return spread.mean, spread.deviation or 0.0
 
 
 def _draw(axes: Axes, cells: Sequence[CellRuns], value: Value, theme: Theme) -> None:
