@@ -65,6 +65,17 @@ def test_all_uploads_judge_and_each_cluster_s_model_answers_for_its_own_images()
     assert 0 < found.learned < 1, "the clusters' models must differ for this test to see anything"
 
 
+def test_models_that_each_say_one_class_to_everything_are_no_better_than_one() -> None:
+    constant = []
+    for answer, state in enumerate(teacher_states()):
+        bias = torch.zeros(SPEC.num_classes)
+        bias[answer] = 1.0
+        constant.append({**state, "fc.weight": torch.zeros_like(state["fc.weight"]), "fc.bias": bias})
+    made = list(zip(IMAGES.split([10, 14]), LABELS.split([10, 14]), strict=True))
+    found = synthetic_quality(uploads(*teacher_states()), outcome(constant, made), TASK)
+    assert found is not None and found.most_frequent == 1.0
+
+
 def test_labels_that_are_answers_agree_with_nobody() -> None:
     first, _ = teacher_states()
     answers = probabilities(first).argmax(1)

@@ -74,12 +74,15 @@ def test_the_ranks_say_who_is_ahead_and_the_sentence_where_the_mean_says_otherwi
 
 
 def test_equal_differences_are_ties_though_not_in_their_last_bit() -> None:
-    thirds = [1 / 3, 2 / 3, 0.1, 0.7, 0.3, 0.5, 0.9]
-    other = line("other", {0: dict(enumerate(thirds))})
-    ours = line("ours", {0: {client: value + 0.1 for client, value in enumerate(thirds)}})
-    assert len({(value + 0.1) - value for value in thirds}) > 1, "or there is nothing to round"
-    found = paired_test(ours, other, "global")
-    assert found.p == pytest.approx(stats.wilcoxon([0.1] * 7).pvalue)
+    starts = [1 / 3, 2 / 3, 0.1, 0.7, 0.3, 0.5, 0.9, 0.6]
+    steps = [0.1, 0.1, -0.1, 0.1, 0.1, 0.1, -0.1, 0.1]
+    other = line("other", {0: dict(enumerate(starts))})
+    moved = {client: value + steps[client] for client, value in enumerate(starts)}
+    found = paired_test(line("ours", {0: moved}), other, "global")
+    unrounded = [moved[client] - value for client, value in enumerate(starts)]
+    expected = stats.wilcoxon(steps).pvalue
+    assert stats.wilcoxon(unrounded).pvalue != pytest.approx(expected), "or there is nothing to round"
+    assert found.p == pytest.approx(expected)
 
 
 def test_pairs_are_of_the_same_seed_and_client() -> None:
