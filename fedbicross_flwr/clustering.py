@@ -17,7 +17,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import ClusteringConfig
+from fedbicross_flwr.config_fedbicross import ClusteringConfig
 from fedbicross_flwr.ensemble import class_shares
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.pacfl import proximity_matrix

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms
 from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import CrossClusterConfig, split_sizes
+from fedbicross_flwr.config_fedbicross import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows, SourceGradients

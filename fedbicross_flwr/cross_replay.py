@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedbicross_flwr.config import CrossClusterConfig
+from fedbicross_flwr.config_fedbicross import CrossClusterConfig
 from fedbicross_flwr.cross_cluster import Source, Target
 from fedbicross_flwr.parallel import Call, Check, Step, call_here, side_by_side
 from fedbicross_flwr.training import SCHEDULES

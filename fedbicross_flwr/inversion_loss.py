@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import InversionConfig
+from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import batch_norms
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import TeacherConfig
+from fedbicross_flwr.config_fedbicross import TeacherConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.parallel import Step
 

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedbicross_flwr.compare.engine import Done, Failure, Pace, Say, note_failure, skip_finished, timed_run
+from fedbicross_flwr.compare.pace import Pace, Say, skip_finished
 from fedbicross_flwr.compare.plan import PlannedRun
+from fedbicross_flwr.compare.single_run import Done, Failure, note_failure, timed_run
 from fedbicross_flwr.compare.variants import FLOWER
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.errors import FedBiCrossError
@@ -73,7 +74,7 @@ def make_at_once(runs: Sequence[PlannedRun], jobs: int, say: Say) -> list[Failur
     Returns
     -------
     list of Failure
-        In the order of `runs`; see `fedbicross_flwr.compare.engine.make_runs`.
+        In the order of `runs`; see `fedbicross_flwr.compare.in_turn.make_runs`.
 
     Raises
     ------

@@ -1,23 +1,20 @@
 """The comparison of one cell: every method over all seeds, which is best, and whether that may be chance.
 
-Only the data is made here; `fedbicross_flwr.compare.render` turns it into the text that `write_comparison`
-writes.
+Only the data is made here; `fedbicross_flwr.compare.render` turns it into text, which
+`fedbicross_flwr.compare.pages` writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from fedbicross_flwr.compare.checks import fairness_notes
-from fedbicross_flwr.compare.collect import CellName, CellRuns, collect
+from fedbicross_flwr.compare.collect import CellName, CellRuns
 from fedbicross_flwr.compare.image_quality import ImageQuality, image_quality
 from fedbicross_flwr.compare.lines import CONTROL, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.paired import PairedTest, paired_tests
-from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.table import METRICS, summarise
 
@@ -169,41 +166,6 @@ def spread(line: Line, read: Read) -> Spread | None:
     if not values or len(values) < len(found):
         return None
     return Spread.of(values)
-
-
-def write_comparison(out: Path) -> Path:
-    """Write ``table-<cell>.md``, ``.csv`` and ``.tex`` of every cell, and ``comparison.md`` with all of them.
-
-    Parameters
-    ----------
-    out : Path
-        The comparison's folder; the files are written there.
-
-    Returns
-    -------
-    Path
-        ``comparison.md``.
-
-    Raises
-    ------
-    FedBiCrossError
-        When there is no such folder, or no cell in it.
-    """
-    # Not above: it reads the columns that are declared here.
-    from fedbicross_flwr.compare.render import FORMATS, comparison_markdown
-
-    comparison = collect(out)
-    if not comparison.cells:
-        raise FedBiCrossError(
-            f"{out} holds no comparison: it has no folder with a name such as phantom-N5-alpha0.3"
-        )
-    tables = [comparison_table(cell) for cell in comparison.cells]
-    for table in tables:
-        for known in FORMATS.values():
-            file = comparison.out / f"table-{table.cell.name}.{known.suffix}"
-            write_bytes(file, known.render(table).encode())
-    page = comparison_markdown(tables)
-    return write_bytes(comparison.out / "comparison.md", page.encode())
 
 
 def _rank(value: Spread | None, better: int) -> float | None:

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import InversionConfig, TeacherConfig
 from fedbicross_flwr.config_baselines import FedIscaConfig
+from fedbicross_flwr.config_fedbicross import InversionConfig, TeacherConfig
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.errors import FedBiCrossError

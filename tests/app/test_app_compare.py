@@ -19,10 +19,13 @@ from fedbicross_flwr import cli, in_process, server_rows
 from fedbicross_flwr import simulate as simulate_module
 from fedbicross_flwr.artifacts import load_model, read_tensors
 from fedbicross_flwr.compare import central as central_module
-from fedbicross_flwr.compare import engine
+from fedbicross_flwr.compare import engine, single_run
 from fedbicross_flwr.compare.collect import collect
-from fedbicross_flwr.compare.engine import FAILED, Failure, Pace, check_runs, make_runs
+from fedbicross_flwr.compare.engine import check_runs
+from fedbicross_flwr.compare.in_turn import make_runs
+from fedbicross_flwr.compare.pace import Pace
 from fedbicross_flwr.compare.plan import PlannedRun, base_settings, cells_of, plan_runs
+from fedbicross_flwr.compare.single_run import FAILED, Failure
 from fedbicross_flwr.compare.variants import ASKED_FOR, GROUPS, VARIANTS, variants_named
 from fedbicross_flwr.compare.wall_time import wall_seconds
 from fedbicross_flwr.config import RunConfig
@@ -661,7 +664,7 @@ def test_one_process_at_a_time_makes_the_runs_of_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "PATIENCE", 0.0)
-    monkeypatch.setattr(engine, "make_run", lambda *arguments: pytest.fail("a run was made"))
+    monkeypatch.setattr(single_run, "make_run", lambda *arguments: pytest.fail("a run was made"))
     runs = planned(tmp_path, "fedavg")
     (tmp_path / "comparison.md").write_text("of an earlier call")
     with (

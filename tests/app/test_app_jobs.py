@@ -26,8 +26,10 @@ from fedbicross_flwr.compare.at_once import (
     prerequisites,
     share_of,
 )
-from fedbicross_flwr.compare.engine import FAILED, Done, Failure, Pace, make_runs
+from fedbicross_flwr.compare.in_turn import make_runs
+from fedbicross_flwr.compare.pace import Pace
 from fedbicross_flwr.compare.plan import PlannedRun, cells_of, plan_runs
+from fedbicross_flwr.compare.single_run import FAILED, Done, Failure
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.runs.folder import RunFolder

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedbicross_flwr import cross_cluster
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms, running
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import CrossClusterConfig
+from fedbicross_flwr.config_fedbicross import CrossClusterConfig
 from fedbicross_flwr.cross_cluster import (
     Source,
     Target,

@@ -28,7 +28,7 @@ from fedbicross_flwr.clustering import (
     silhouette,
     tidy,
 )
-from fedbicross_flwr.config import ClusteringConfig
+from fedbicross_flwr.config_fedbicross import ClusteringConfig
 from fedbicross_flwr.errors import FedBiCrossError
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.config import InversionConfig
+from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import (
     DIAGNOSTICS,

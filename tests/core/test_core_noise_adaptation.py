@@ -9,7 +9,7 @@ from tiny import one_thread as one_thread
 from torch import Tensor
 
 from fedbicross_flwr.batch_norm import batch_norms, running
-from fedbicross_flwr.config import TeacherConfig
+from fedbicross_flwr.config_fedbicross import TeacherConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.noise_adaptation import Statistics, adapt_statistics, steps_read, teacher_scores
 

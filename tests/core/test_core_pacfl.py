@@ -15,7 +15,7 @@ from tiny import one_thread as one_thread
 from torch import Tensor
 
 from fedbicross_flwr.clustering import by_proximity, choose_clusters
-from fedbicross_flwr.config import ClusteringConfig
+from fedbicross_flwr.config_fedbicross import ClusteringConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.pacfl import (
     MEASURES,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import generator
 
-from fedbicross_flwr.config import CrossClusterConfig, split_sizes
+from fedbicross_flwr.config_fedbicross import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_cluster import split_indices
 from fedbicross_flwr.cross_replay import replay_schedule, replayed_steps
 

@@ -19,6 +19,7 @@ from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.latex import escape
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
+from fedbicross_flwr.compare.pages import write_comparison
 from fedbicross_flwr.compare.paired import NOT_INDEPENDENT
 from fedbicross_flwr.compare.plan import cell_name
 from fedbicross_flwr.compare.tables import (
@@ -27,7 +28,6 @@ from fedbicross_flwr.compare.tables import (
     ComparisonRow,
     ComparisonTable,
     comparison_table,
-    write_comparison,
 )
 from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS
 from fedbicross_flwr.config import RunConfig
