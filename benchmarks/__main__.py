@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cell import whole_cell
+from benchmarks.machine import about
 from benchmarks.memory import SIDES, peak_memory, shapes
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.stages import STAGES, Bench
@@ -24,7 +23,7 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
-from fedbicross_flwr.runs.record import cpu_name, device_name, versions
+from fedbicross_flwr.runs.record import device_name
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -74,27 +73,6 @@ def chosen(only: str, names: list[str]) -> list[str]:
     if unknown := [word for word in words if word not in names]:
         raise FedBiCrossError(f"--only {unknown[0]!r} is no stage; there are {', '.join(names)}")
     return words or names
-
-
-def about(compute: Compute, sizes: Sizes) -> dict[str, Any]:
-    """Return what the figures depend on."""
-    found = about_machine(compute)
-    found["hardware"]["precision"] = compute.precision
-    return {**found, "sizes": dataclasses.asdict(sizes)}
-
-
-def about_machine(compute: Compute) -> dict[str, Any]:
-    """Return what figures depend on whatever they are of: day, hardware and versions."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": {
-            "device": device_name(compute),
-            "cpu": cpu_name(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": versions(),
-    }
 
 
 def timing_table(timings: list[Timing], peaks: dict[str, float], compute: Compute) -> Table:

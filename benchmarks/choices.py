@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from benchmarks.__main__ import about
+from benchmarks.machine import about
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.stages import Bench
 from benchmarks.timing import synchronise

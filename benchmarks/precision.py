@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.__main__ import about_machine
+from benchmarks.machine import about_machine
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig, RuntimeConfig
 from fedbicross_flwr.files import write_bytes
@@ -89,9 +89,8 @@ def main(
     found = distances(runs)
     for row, gap in found.items():
         mean, largest, deviation = (100 * gap[name] for name in ("mean", "largest", "deviation"))
-        console.print(
-            f"{mean:+6.2f} (largest {largest:+.2f}, seeds ±{deviation:.2f})  {row}", highlight=False
-        )
+        apart = f", seeds ±{deviation:.2f}" if seeds > 1 else ""
+        console.print(f"{mean:+6.2f} (largest {largest:+.2f}{apart})  {row}", highlight=False)
     if out:
         content: dict[str, Any] = {
             **about_machine(Compute.of(RuntimeConfig())),

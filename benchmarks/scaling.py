@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from scipy.optimize import nnls
 
-from benchmarks.__main__ import about
+from benchmarks.machine import about
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench
 from fedbicross_flwr.compute import Compute

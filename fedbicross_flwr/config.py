@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fedbicross_flwr.config_baselines import (
     CoBoostingConfig,
@@ -34,6 +34,9 @@ from fedbicross_flwr.config_fedbicross import (
 from fedbicross_flwr.config_readers import FEDBICROSS, reads
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
+
+UPLOAD_SECTIONS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
+"""Sections whose settings shape a client's upload, where they shape any result."""
 
 
 @dataclass(frozen=True)
@@ -257,11 +260,10 @@ class RunConfig:
 
     def upload_fingerprint(self) -> str:
         """Return a hash of the settings that shape a client's upload, and of no other."""
-        sections = ("seed", "data", "partition", "model", "client", "runtime")
         relevant = {
             key: v
             for key, v in self.shaping().items()
-            if key.split(".")[0] in sections or key in UPLOAD_SETTINGS
+            if key == "seed" or key.split(".")[0] in UPLOAD_SECTIONS or key in UPLOAD_SETTINGS
         }
         return hash_settings(relevant)
 

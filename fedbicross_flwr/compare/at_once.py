@@ -16,9 +16,9 @@ from typing import Any
 from fedbicross_flwr.compare.pace import Pace, Say, skip_finished
 from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.compare.single_run import Done, Failure, note_failure, timed_run
-from fedbicross_flwr.compare.variants import FLOWER
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.ray_tasks import first_line, own_ray
 
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -45,7 +45,7 @@ def check_jobs(runs: Sequence[PlannedRun], flower: bool, jobs: int) -> None:
             "by side; leave one out"
         )
     for run in runs:
-        if run.variant.name.startswith(FLOWER):
+        if is_flower(run.variant.name):
             raise FedBiCrossError(
                 f"{run.variant.name} runs under Flower, which takes all cores for one run; give it a call "
                 f"without --jobs {jobs}, with the same --out"

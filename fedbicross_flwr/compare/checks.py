@@ -7,9 +7,10 @@ from typing import Final
 
 from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS, MANY_ROUNDS
-from fedbicross_flwr.compare.variants import FLOWER, Variant
+from fedbicross_flwr.compare.variants import Variant
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_readers import reads as method_reads
+from fedbicross_flwr.methods.flower_rounds import strategy_of
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.units import listing
 from fedbicross_flwr.rows import ROWS
@@ -69,7 +70,7 @@ def reads(variant: Variant, key: str) -> bool:
     if variant.group != MANY_ROUNDS:
         return method_reads(str(variant.overrides.get("method", variant.name)), key)
     if section == MANY_ROUNDS:
-        strategy = variant.name.removeprefix(FLOWER)
+        strategy = strategy_of(variant.name)
         return key not in STRATEGIES_THAT_READ or strategy in STRATEGIES_THAT_READ[key]
     return (section in TRAINING and key != INITIAL_WEIGHTS) or key in FINE_TUNING
 

@@ -12,11 +12,10 @@ from fedbicross_flwr.compare.pace import say_at_once
 from fedbicross_flwr.compare.pages import write_comparison
 from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.compare.single_run import FAILED
-from fedbicross_flwr.compare.variants import FLOWER
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.federated_data import deal, open_data
 from fedbicross_flwr.methods import method_named
-from fedbicross_flwr.methods.flower_rounds import check_rounds
+from fedbicross_flwr.methods.flower_rounds import check_rounds, is_flower
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.runs.folder import check_folder, drop_shared_stages, make_writable
 from fedbicross_flwr.runs.opening import sole_comparison
@@ -54,7 +53,7 @@ def check_runs(runs: Sequence[PlannedRun], out: Path) -> None:
         For the first mistake.
     """
     for run in runs:
-        if run.variant.name.startswith(FLOWER):
+        if is_flower(run.variant.name):
             check_rounds(run.config, "flower")
         elif not run.central:
             method_named(run.config.method)

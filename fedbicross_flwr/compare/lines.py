@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedbicross_flwr.compare.collect import CLUSTER_COUNT, CellRuns, Run
-from fedbicross_flwr.compare.variants import ASKED_FOR, FLOWER, VARIANTS, Variant
+from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS, Variant
 from fedbicross_flwr.compare.wall_time import wall_seconds
+from fedbicross_flwr.methods.flower_rounds import strategy_of
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
 from fedbicross_flwr.report.units import count
 from fedbicross_flwr.rows import ROWS
@@ -193,7 +194,7 @@ def _rounds(run: Run) -> int | None:
 
 def _title(variant: Variant) -> str:
     """Return a variant's title; how many rounds a strategy took is said beside it (`Line.remark`)."""
-    return variant.name.removeprefix(FLOWER) if variant.group == MANY_ROUNDS else variant.title
+    return strategy_of(variant.name) if variant.group == MANY_ROUNDS else variant.title
 
 
 def _titles(variant: Variant, both: bool) -> dict[str, str]:

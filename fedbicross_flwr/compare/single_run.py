@@ -13,9 +13,9 @@ from rich.console import Console
 
 from fedbicross_flwr.compare.central import run_central
 from fedbicross_flwr.compare.plan import PlannedRun
-from fedbicross_flwr.compare.variants import FLOWER
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import disk_is_full, write_bytes
+from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
@@ -92,7 +92,7 @@ def start_run(run: PlannedRun, flower: bool) -> None:
     if run.central:
         run_central(run.config, run.folder)
         return
-    flower = flower or run.variant.name.startswith(FLOWER)
+    flower = flower or is_flower(run.variant.name)
     if flower:
         # Flower's log goes into the folder, which must be this run's before anything else is there.
         open_run(run.config, run.folder)

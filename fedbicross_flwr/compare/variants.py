@@ -7,27 +7,13 @@ from dataclasses import dataclass
 
 from fedbicross_flwr.config_readers import CENTRAL as CENTRAL
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES, strategy_of
 from fedbicross_flwr.settings import Scalar
 
 GROUPS = ("one-shot", "ablation", "clustering", "reference", "cluster-count", "flower")
 ASKED_FOR = {"cluster-count", "flower"}
 """Groups that ``all`` leaves out: they are for a question of their own."""
 AUTOMATIC = "fedbicross-auto"
-FLOWER = "flower:"
-"""Names of Flower's own strategies begin so; they need many rounds, and run under Flower only."""
-
-FLOWER_STRATEGIES = (
-    "FedAvg",
-    "FedProx",
-    "FedAvgM",
-    "FedAdam",
-    "FedAdagrad",
-    "FedYogi",
-    "FedMedian",
-    "FedTrimmedAvg",
-    "Krum",
-    "QFedAvg",
-)
 
 
 @dataclass(frozen=True)
@@ -117,13 +103,13 @@ _ALL = (
     ),
     *(
         Variant(
-            FLOWER + name,
-            f"{name} (many rounds)",
+            name,
+            f"{strategy_of(name)} (many rounds)",
             "flower",
-            {"method": FLOWER + name},
-            f"Flower's own {name} strategy over many rounds.",
+            {"method": name},
+            f"Flower's own {strategy_of(name)} strategy over many rounds.",
         )
-        for name in FLOWER_STRATEGIES
+        for name in FLOWER_NAMES
     ),
 )
 

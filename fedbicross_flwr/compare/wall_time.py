@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from typing import Final
 
 from fedbicross_flwr.compare.collect import CellRuns, Run
-from fedbicross_flwr.compare.variants import CENTRAL, FLOWER
+from fedbicross_flwr.compare.variants import CENTRAL
 from fedbicross_flwr.compare.work_log import WorkLog
-from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config import UPLOAD_SECTIONS, RunConfig
+from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.settings import walk
 
 UPLOAD_ROUND: Final = "upload round"
 TOTAL: Final = "total"
-UPLOAD_SECTIONS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
-"""Settings that shape a client's upload, as `RunConfig.upload_fingerprint` has them."""
-
 SLACK: Final = 1.0
 """Seconds by which the log's clock and the run's may differ."""
 
@@ -109,7 +107,7 @@ def _alike(one: RunRecord, other: RunRecord) -> bool:
 
 
 def _many_rounds(run: Run) -> bool:
-    return run.variant.name.startswith(FLOWER)
+    return is_flower(run.variant.name)
 
 
 def _clients(record: RunRecord) -> frozenset[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from fedbicross_flwr.methods.fedavg import average_states
+from fedbicross_flwr.methods import student
 from fedbicross_flwr.methods.protocol import ClientUpload, ServerTask
 from fedbicross_flwr.models import build_model, load_state
 from fedbicross_flwr.seeds import derive_seed
@@ -26,15 +26,14 @@ def average_start(
     members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
 ) -> nn.Module:
     """Return the sample-weighted average of the cluster's uploads."""
-    weights = [float(member.num_samples) for member in members]
-    return load_state(task.spec, average_states([member.state for member in members], weights))
+    return student.average_start(members, task)
 
 
 def federation_start(
     members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
 ) -> nn.Module:
     """Return the sample-weighted average of all uploads, which knows something of every class."""
-    return average_start(uploads, uploads, cluster, task)
+    return student.average_start(uploads, task)
 
 
 def member_start(

@@ -13,8 +13,9 @@ from fedbicross_flwr.compare.checks import STRATEGIES_THAT_READ, fairness_notes,
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.latex import escape
-from fedbicross_flwr.compare.variants import FLOWER, FLOWER_STRATEGIES, VARIANTS
+from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.methods.flower_rounds import NOTES, PREFIX
 from fedbicross_flwr.settings import walk
 
 CELL = "phantom-N5-alpha0.3"
@@ -155,7 +156,7 @@ def test_every_setting_of_a_strategy_says_itself_who_reads_it() -> None:
         and declared.metadata["doc"].partition(":")[0].startswith(("F", "K", "Q"))
     }
     assert said == STRATEGIES_THAT_READ
-    assert frozenset.union(*STRATEGIES_THAT_READ.values()) <= set(FLOWER_STRATEGIES)
-    for strategy in FLOWER_STRATEGIES:
-        read = {key for key in shaping_keys() if reads(VARIANTS[FLOWER + strategy], key)}
+    assert frozenset.union(*STRATEGIES_THAT_READ.values()) <= set(NOTES)
+    for strategy in NOTES:
+        read = {key for key in shaping_keys() if reads(VARIANTS[PREFIX + strategy], key)}
         assert "flower.rounds" in read and "client.lr" in read and not any("cross_" in key for key in read)

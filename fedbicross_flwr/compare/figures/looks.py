@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from fedbicross_flwr.compare.collect import CellRuns
 from fedbicross_flwr.compare.lines import Line
 from fedbicross_flwr.compare.tables import BY_KEY, spread
-from fedbicross_flwr.compare.variants import FLOWER, VARIANTS
+from fedbicross_flwr.compare.variants import VARIANTS
+from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES
 from fedbicross_flwr.report.style import DASHES, Theme, label
 
 ORDER = ("fedbicross", "coboosting", "fedisca", "dense", "dafl", "fedavg")
@@ -31,7 +32,7 @@ BESIDE = 0.09
 CONTROL_LINE = "same-budget"
 """What shares nothing and trains longer: drawn as a line."""
 ENDS = ("hollow: as shipped", "full: fine-tuned or personal")
-STRATEGIES = tuple(name for name in VARIANTS if name.startswith(FLOWER))
+STRATEGIES = FLOWER_NAMES
 
 
 @dataclass(frozen=True)
