@@ -95,7 +95,11 @@ class Target:
     model : nn.Module
         G_k, changed in place.
     weights : Tensor
-        w_k at the start, (K,), on the model's device.
+        w_k at the start, float32 (K,), on the model's device.
+    config : CrossClusterConfig
+        Steps, momentum, weight decay, batches, and what is normalised together.
+    compute : Compute
+        The device and the arithmetic.
     """
 
     def __init__(
@@ -119,7 +123,16 @@ class Target:
     ) -> None:
         """Do one inner and, when the weights are learned, one outer step at iterate t.
 
-        `generator` draws the images of the inner step, if it does not read all of them.
+        Parameters
+        ----------
+        sources : sequence of Source
+            Those of all K clusters, by cluster.
+        t, iterations : int
+            The iterate 1..T that is replayed, and T.
+        lr : float
+            eta_G of this step.
+        generator : torch.Generator
+            Draws the images of the inner step, if it does not read all of them.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = lr

@@ -97,7 +97,18 @@ def replay_target(
     generator: torch.Generator,
     after_step: Step,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Replay one synthesis round over one target; see `optimise`.
+    """Replay one synthesis round over one target; see `optimise` for what is not said here.
+
+    Parameters
+    ----------
+    target : Target
+        G_k, w_k and the optimiser, all changed in place.
+    sources : sequence of Source
+        Those of all K clusters, by cluster.
+    generator : torch.Generator
+        Draws the images of each step.
+    after_step : callable
+        Called with 1, 2, ...
 
     Returns
     -------

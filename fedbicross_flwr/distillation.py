@@ -44,7 +44,21 @@ def trajectory_loss(
 ) -> Tensor:
     """Return L_KD (Eq. 5): ``share`` of KL to the noise-adapted teacher, the rest to the teacher.
 
-    All of `student`, `teacher` and `adapted` are (n, C).
+    Parameters
+    ----------
+    student : Tensor
+        Logits of G_k, float32 (n, C).
+    teacher, adapted : Tensor
+        Scores of F and F~ on the same images, float32 (n, C); neither gets a gradient.
+    share : float
+        lambda^(t), in 0..1; see `noise_share`.
+    temperature : float
+        tau, of both terms; see `kl_divergence`.
+
+    Returns
+    -------
+    Tensor
+        A scalar: the mean over the batch.
     """
     loss = (1.0 - share) * kl_divergence(teacher, student, temperature)
     if share:

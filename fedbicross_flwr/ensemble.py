@@ -123,6 +123,6 @@ class Ensemble(nn.Module):
 
 @torch.no_grad()
 def ensemble_scores(ensemble: Ensemble, images: Tensor, compute: Compute, batch_size: int = 512) -> Tensor:
-    """Return the scores of many images, computed in batches."""
+    """Return the scores, float32 (n, C), of images (n, channels, h, w), `batch_size` of them at a time."""
     parts = [ensemble.scores(compute.images(part), compute) for part in images.split(batch_size)]
     return torch.cat(parts)

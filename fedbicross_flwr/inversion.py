@@ -120,10 +120,19 @@ def invert(
         Image channels.
     keep : collection of int
         The steps t whose x^(t) is kept besides the last; memory grows with their number, not with T.
+    config : InversionConfig
+        T, Adam's step, the weights of Eq. 2, the jitter.
     generator : torch.Generator
         Draws the initial noise and the jitter.
-    after_step : callable
+    compute : Compute
+        The device and the arithmetic.
+    after_step : callable, optional
         Called with t = 1..T.
+
+    Returns
+    -------
+    Synthesis
+        The kept iterates, the labels on the CPU, and a row of diagnostics a step.
     """
     members = [StatisticsModel(model) for model in ensemble.members]
     labels = labels.to(compute.device)

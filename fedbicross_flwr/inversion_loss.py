@@ -52,6 +52,21 @@ def descend_together(
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of Eq. 2 to the images that `seen` was made of, in one backward pass.
 
+    Parameters
+    ----------
+    members : sequence of nn.Module
+        The ensemble's models, each as a `StatisticsModel`.
+    ensemble : Ensemble
+        Says how their logits become scores.
+    seen : Tensor
+        The jittered images (B, channels, 28, 28), with a graph to the ones that are optimised.
+    labels : Tensor
+        int64 (B,), on the device.
+    config : InversionConfig
+        The weights of Eq. 2.
+    compute : Compute
+        The device and the arithmetic.
+
     Returns
     -------
     tuple of Tensor
@@ -71,7 +86,7 @@ def descend_in_turn(
     config: InversionConfig,
     compute: Compute,
 ) -> tuple[Tensor, Tensor]:
-    """Do the same with one member's activations in memory at a time.
+    """Do what `descend_together` does with one member's activations in memory at a time.
 
     What the loss wants of a member depends on what all of them answer. So all answer first and nothing is
     kept; then each answers once more, and passes its part of the gradient on before the next.

@@ -149,10 +149,29 @@ def teacher_scores(
     compute: Compute,
     after_step: Step = lambda step: None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return the scores of F and of F~ on every replayed iterate, each (B, C), by t.
+    """Return the scores of F and of F~ on every replayed iterate.
 
-    They are computed once for a source and shared by all target clusters. Without noise adaptation F~ is F.
-    `after_step` is called with 1, 2, ... for each answer of F and then of F~.
+    They are computed once for a source and shared by all target clusters.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        F, in eval mode; its statistics are exchanged for the time of the call, and given back.
+    iterates : mapping of int to Tensor
+        The x^(t) that are replayed, and those that the noise adaptation reads (`steps_read`).
+    replayed : sequence of int
+        The t that are answered for.
+    config : TeacherConfig
+        How F~'s statistics are made.
+    compute : Compute
+        The device and the arithmetic.
+    after_step : callable, optional
+        Called with 1, 2, ... for each answer of F and then of F~.
+
+    Returns
+    -------
+    tuple of dict of int to Tensor
+        The scores of F, then of F~, by t: each float32 (B, C). Without noise adaptation F~ is F.
     """
     plain: dict[int, Tensor] = {}
     for step, t in enumerate(replayed, start=1):

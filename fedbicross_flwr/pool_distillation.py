@@ -183,6 +183,23 @@ def distil(
     """Take one pass over `count` images of the pool, shuffled; return the last batch's loss, detached.
 
     The loss is KL(teacher || student) at the settings' temperature, times its square.
+
+    Parameters
+    ----------
+    student : nn.Module
+        Changed in place, by `optimiser`.
+    count : int
+        Images of the pool.
+    lesson : callable
+        Gives images (n, channels, h, w) and the teacher's scores (n, C) for rows of the pool, int64 (n,).
+    settings : PoolSettings
+        The batch size and the temperature.
+    random : torch.Generator
+        Draws the order of the images.
+    compute : Compute
+        The device and the arithmetic.
+    clip : float, default inf
+        Largest norm of the student's gradient.
     """
     student.train()
     trained = list(student.parameters())

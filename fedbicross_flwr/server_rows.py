@@ -25,7 +25,18 @@ def server_scores(
     """Add the rows FedAvg-1 and the ensemble of all uploads to the clients' records.
 
     Both answer the whole test split once, and once for all runs that share these uploads; a client's
-    ``local`` score reads its part of the answers.
+    ``local`` score reads its part of the answers. The ensemble is the mean of logits (Section III-A1).
+
+    Parameters
+    ----------
+    uploads : sequence of ClientUpload
+        All that were accepted, by client.
+    clients : sequence of ClientRecord
+        Those whose record gets the rows.
+    data : FederatedData
+        Gives the test split, and the part of it that is each client's.
+    task : ServerTask
+        Configuration and device; the answers are one of its stages.
     """
     labels = data.source.labels("test")
 

@@ -183,12 +183,30 @@ def fit(
     companions: Callable[[], Tensor] | None = None,
     epochs: range | None = None,
 ) -> None:
-    """Run SGD over shuffled batches; `after_epoch` is called with 1, 2, ...
+    """Run SGD over shuffled batches.
 
-    `companions` gives further images for each batch; their logits follow those of the batch's own. They are
-    normalised by their own statistics and leave the running ones alone: what the model will meet is like
-    `images`, and these may not be.
-    `epochs` are those of the recipe's that are run, from 0 on; None runs all. The schedule spans the recipe.
+    Parameters
+    ----------
+    model : nn.Module
+        On the device; changed in place, and left in training mode.
+    images : Tensor
+        float32 (n, channels, h, w), on the device.
+    loss : callable
+        ``loss(logits, rows)`` of a batch; `rows` are its indices into `images`, int64.
+    recipe : Recipe
+        SGD's settings, the schedule, which spans all of the recipe's epochs, and the augmentation.
+    generator : torch.Generator
+        Draws the order of the images and their augmentation.
+    compute : Compute
+        The device and the arithmetic.
+    after_epoch : callable, optional
+        Called with 1, 2, ...
+    companions : callable, optional
+        Gives further images for each batch; their logits follow those of the batch's own. They are normalised
+        by their own statistics and leave the running ones alone: what the model will meet is like `images`,
+        and these may not be.
+    epochs : range, optional
+        Which of the recipe's epochs are run, counted from 0; all by default.
 
     Raises
     ------
@@ -256,7 +274,10 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, images: Tensor, compute: Compute, batch_size: int = 512) -> Tensor:
-    """Return float32 logits (n, C) in eval mode, computed in batches; the model's mode is given back."""
+    """Return float32 logits (n, C) in eval mode, `batch_size` images at a time.
+
+    The images are float32 (n, channels, h, w) on the model's device; the model's mode is given back.
+    """
     mode = model.training
     model.eval()
     parts = [compute.logits(model, compute.images(part)) for part in images.split(batch_size)]

@@ -142,7 +142,7 @@ def hard_cross_entropy(scores: Tensor, labels: Tensor, hardness: float) -> Tenso
 
 
 def stepped_weights(weights: Tensor, logits: Tensor, labels: Tensor, size: float) -> Tensor:
-    """Return w after one step (part 2) on the members' logits (m, n, C) and labels (n,)."""
+    """Return w (m,) after one step of `size` (part 2) on the members' logits (m, n, C) and labels (n,)."""
     variable = weights.detach().clone().requires_grad_(True)
     loss = F.cross_entropy(weighted_logits(variable, logits), labels)
     (gradient,) = torch.autograd.grad(loss, variable)
@@ -174,7 +174,19 @@ def perturb(
     random: torch.Generator,
     compute: Compute,
 ) -> Tensor:
-    """Return images moved by `size` along the sign of a random direction in the ensemble's answers."""
+    """Return images moved by `size` along the sign of a random direction in the ensemble's answers.
+
+    Parameters
+    ----------
+    images : Tensor
+        (n, channels, h, w).
+    ensemble : Ensemble
+        Whose probabilities at `temperature` are moved.
+    size : float
+        By how much each value of an image moves, in normalised pixels.
+    random : torch.Generator
+        Draws the direction, uniform in -1..1, one value for each image and class.
+    """
     start = compute.images(images).detach().requires_grad_(True)
     answers = F.softmax(ensemble.scores(start, compute) / temperature, 1)
     direction = 2.0 * torch.rand(answers.shape, generator=random) - 1.0
