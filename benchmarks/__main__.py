@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.cell import whole_cell
 from benchmarks.machine import about
 from benchmarks.memory import SIDES, peak_memory, shapes
-from benchmarks.sizes import PAPER, Sizes
+from benchmarks.sizes import Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import Timing, matrix_product_peak, time_stage
 from fedbicross_flwr.compute import Compute
@@ -33,12 +33,13 @@ def main(
     only: Annotated[str, typer.Option(help="Stages with commas between them, such as inversion,cell.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", metavar="FILE")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, or a PyTorch device.")] = "auto",
+    sizes: Annotated[str, typer.Option(help="quick, paper, or auto: what suits the device.")] = "auto",
     precision: Annotated[str, typer.Option(help="Our arithmetic: auto, float32 or bfloat16.")] = "auto",
 ) -> None:
     """Time every stage beside the plain reference, in turn, on this machine."""
     compute = Compute.of(RuntimeConfig(device=device, precision=precision))
-    sizes = Sizes() if compute.device.type == "cpu" else PAPER
-    bench, console = Bench.here(sizes, compute), Console(width=110)
+    measured = Sizes.named(sizes, compute.device.type)
+    bench, console = Bench.here(measured, compute), Console(width=110)
     stages = {**STAGES, "cell": whole_cell}
     wanted = chosen(only, [*stages, "memory"])
     peaks = {
@@ -52,13 +53,13 @@ def main(
             timings.append(time_stage(stages[name], bench, 2 if quick else 7))
     console.print(timing_table(timings, peaks, compute))
     content = {
-        **about(compute, sizes),
+        **about(compute, measured),
         "peaks": peaks,
         "stages": [dataclasses.asdict(one) for one in timings],
     }
     if "memory" in wanted:
         content["memory"] = {
-            shape: {side: peak_memory(side, one) for side in SIDES} for shape, one in shapes(sizes).items()
+            shape: {side: peak_memory(side, one) for side in SIDES} for shape, one in shapes(measured).items()
         }
         for shape, peaks_of in content["memory"].items():
             console.print(memory_line(shape, peaks_of), highlight=False)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from benchmarks.machine import about
-from benchmarks.sizes import PAPER, Sizes
+from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench
 from benchmarks.timing import synchronise
 from fedbicross_flwr import cross_cluster
@@ -174,7 +174,7 @@ def main(
 ) -> None:
     """Time every choice in turn, and print milliseconds."""
     compute, console = Compute.of(RuntimeConfig()), Console(width=110)
-    sizes = Sizes() if compute.device.type == "cpu" else PAPER
+    sizes = Sizes.named("auto", compute.device.type)
     bench = Bench.here(sizes, compute)
     steps = {
         **inversion_steps(bench),

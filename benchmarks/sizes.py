@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.settings import Scalar
 
@@ -41,6 +42,20 @@ class Sizes:
     iterations: int = 6
     client_images: int = 128
     epochs: int = 2
+
+    @classmethod
+    def named(cls, name: str, device: str) -> Sizes:
+        """Return the sizes called ``quick`` or ``paper``; ``auto`` is what suits the type of device.
+
+        Raises
+        ------
+        FedBiCrossError
+            For another name.
+        """
+        known = {"quick": cls(), "paper": PAPER, "auto": cls() if device == "cpu" else PAPER}
+        if name not in known:
+            raise FedBiCrossError(f"--sizes {name!r} is unknown; there are {', '.join(known)}")
+        return known[name]
 
     @property
     def spec(self) -> ModelSpec:
