@@ -27,7 +27,6 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, open_data
-from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.runs.folder import RunFolder
@@ -144,9 +143,6 @@ def distil(message: Message, opened: Opened) -> RecordDict:
     """Personalise the cluster model that the message carries."""
     images, task, store = opened.images(), opened.task, opened.store
     cluster = cast(ArrayRecord, message.content["arrays"]).to_torch_state_dict()
-    if is_flower(task.config.method) or task.config.is_deployment:
-        # Many rounds upload no f_i, and the controls are made of it. A site that lost its store trains again.
-        first_round(images, task, store)
     replay = None
     if "replay" in message.content:
         replay = Replay.of(cast(ArrayRecord, message.content["replay"]).to_torch_state_dict())

@@ -10,11 +10,11 @@ from torch import Tensor
 from fedbicross_flwr.calibration import validation_temperature
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.distillation import fine_tune
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import score_model
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.pacfl import data_subspace
+from fedbicross_flwr.runs.code_version import made_by
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores, SiteStore, short_hash
 from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
@@ -69,19 +69,16 @@ def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
 def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, store: SiteStore) -> RowScores:
     """Make the shipped model the client's own, keep it, and return scores: only they leave.
 
+    An f_i that is no longer in the store is trained again.
+
     Raises
     ------
     FedBiCrossError
-        When f_i of round 1 is no longer in the site's store, or the shipment is none of this federation's.
+        When the shipment is none of this federation's.
     """
     check_shipment(shipment, task.spec)
     local_key = upload_key(images, task)
-    own = store.local(local_key)
-    if own is None:
-        raise FedBiCrossError(
-            f"{store.own(local_key) / 'local.safetensors'} holds no model of this run's first round: "
-            "the site's store was moved or changed; run the first round again"
-        )
+    own = first_round(images, task, store)
     key = personal_key(local_key, shipment, images, task)
     kept = store.personal_scores(key, local_key)
     if kept is not None:
@@ -124,9 +121,8 @@ def score_all(models: Mapping[str, StateDict], images: ClientImages, task: Clien
 
 def upload_key(images: ClientImages, task: ClientTask) -> str:
     """Return what identifies everything that shaped a client's upload."""
-    precision = f"{task.compute.device.type}/{task.compute.precision}"
-    text = f"{task.config.upload_fingerprint()}/{images.fingerprint}/{task.client}/{precision}"
-    return short_hash(text)
+    maker = made_by(task.config, task.compute)
+    return short_hash(f"{task.config.upload_fingerprint()}/{images.fingerprint}/{task.client}/{maker}")
 
 
 def personal_key(local_key: str, shipment: Shipment, images: ClientImages, task: ClientTask) -> str:

@@ -92,6 +92,11 @@ class Server:
         for client in range(data.num_clients):
             if (upload := folder.load_upload(client)) is not None:
                 server.take(*upload)
+            elif folder.upload_path(client).exists():
+                server.progress.note(
+                    f"client {client} trains again: its kept model is damaged, or another version or another "
+                    "device made it"
+                )
         return server
 
     @property
@@ -187,8 +192,12 @@ class Server:
         """Take what a method has learned, and write it down."""
         self.outcome = outcome
         names = self.federation.info.class_names
-        for index, state in enumerate(outcome.models):
-            save_model(self.folder.path / "models" / f"cluster-{index}.safetensors", self.spec, state, names)
+        files = [self.folder.model_path(index) for index in range(len(outcome.models))]
+        for file, state in zip(files, outcome.models, strict=True):
+            save_model(file, self.spec, state, names)
+        # Before an interruption, other clients may have made more clusters.
+        for former in {*self.folder.model_path(0).parent.glob("*.safetensors")} - {*files}:
+            former.unlink()
         write_findings(self.folder, sorted(outcome.assignment), outcome.findings)
         return outcome
 

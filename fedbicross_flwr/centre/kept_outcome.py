@@ -43,7 +43,7 @@ def load_outcome(folder: RunFolder) -> tuple[ServerOutcome, Spans] | None:
         content = json.loads((folder.path / OUTCOME).read_text(encoding="utf-8"))
         models = []
         for index, wanted in enumerate(content["models"]):
-            state, _ = read_tensors(folder.path / "models" / f"cluster-{index}.safetensors")
+            state, _ = read_tensors(folder.model_path(index))
             if digest(state) != wanted:
                 return None
             models.append(state)

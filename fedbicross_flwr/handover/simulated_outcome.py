@@ -43,7 +43,7 @@ def simulated_outcome(folder: RunFolder, config: RunConfig, task: ServerTask) ->
         When a file is missing or damaged.
     """
     models: list[StateDict] = []
-    while (path := folder.path / "models" / f"cluster-{len(models)}.safetensors").exists():
+    while (path := folder.model_path(len(models))).exists():
         models.append(read_tensors(path)[0])
     assignment = assignment_of(folder, config)
     make = REPLAYS.get(config.method) if config.personal.replay else None

@@ -1,4 +1,4 @@
-"""Which code computes: what is kept for other runs must not outlive the code that made it."""
+"""Which code computes: what is kept must not outlive the code that made it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+import torchvision
 
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 
 PARTS = (
@@ -16,16 +19,29 @@ PARTS = (
 )
 """Modules that shape what is kept, or keep it; reports, tables and a deployment's centre do not."""
 
+LIBRARIES = (torch, torchvision, np)
+"""What computes besides: torchvision has the blocks of the networks, NumPy draws phantoms and partitions."""
+
 
 @cache
 def code_fingerprint() -> str:
-    """Return 16 hexadecimal digits that stand for this package's modules and the release of PyTorch."""
-    total = hashlib.sha256(str(torch.__version__).encode())
+    """Return 16 hexadecimal digits that stand for this package's modules and the releases of `LIBRARIES`."""
+    total = hashlib.sha256("|".join(str(library.__version__) for library in LIBRARIES).encode())
     home = Path(__file__).parents[1]
     for part in PARTS:
         for file in sorted(home.glob(part)):
             total.update(f"|{file.relative_to(home)}|".encode() + file.read_bytes())
     return total.hexdigest()[:16]
+
+
+def made_by(config: RunConfig, compute: Compute) -> str:
+    """Return what a client's models are tied to besides settings and data.
+
+    A site may renew its software between the rounds: its upload stands, whatever made it. A simulation that
+    goes on under other code would mix two.
+    """
+    arithmetic = f"{compute.device.type}/{compute.precision}"
+    return arithmetic if config.is_deployment else f"{arithmetic}/{code_fingerprint()}"
 
 
 def shared_folder(config: RunConfig) -> Path | None:

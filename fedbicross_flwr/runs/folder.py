@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.runs.code_version import shared_folder
+from fedbicross_flwr.runs.code_version import made_by, shared_folder
 from fedbicross_flwr.settings import Scalar
 
 IDENTITY = "identity.json"
@@ -45,12 +46,16 @@ class RunFolder:
         stages that were finished without it are of no use then.
     cache : Path, optional
         A folder that several runs share: stages that say what shaped them are kept there.
+    maker : str, optional
+        What computes (`made_by`); uploads and stages that another kept here are of no use then. None for a
+        reader, and in a deployment, whose uploads stand whatever made them.
     """
 
     path: Path
     spans: list[tuple[str, float, float]] = field(default_factory=list)
     inputs: str = ""
     cache: Path | None = None
+    maker: str | None = None
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
@@ -63,7 +68,8 @@ class RunFolder:
             something else; nothing in it is touched then.
         """
         check_folder(path, config, data_fingerprint)
-        folder = cls(path, cache=shared_folder(config))
+        maker = None if config.is_deployment else made_by(config, Compute.of(config.runtime))
+        folder = cls(path, cache=shared_folder(config), maker=maker)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
         write_bytes(path / "config.toml", to_toml(config).encode())
         return folder
@@ -85,6 +91,10 @@ class RunFolder:
         """Return where a client's upload is kept."""
         return self.path / "uploads" / f"client-{client:02d}.safetensors"
 
+    def model_path(self, cluster: int) -> Path:
+        """Return where a model that the method learned is kept."""
+        return self.path / "models" / f"cluster-{cluster}.safetensors"
+
     def subspace_path(self, client: int) -> Path:
         """Return where the subspace is kept that a client uploaded for PACFL."""
         return self.path / "uploads" / f"subspace-{client:02d}.safetensors"
@@ -97,16 +107,22 @@ class RunFolder:
         self, upload: ClientUpload, spec: ModelSpec, class_names: tuple[str, ...], facts: Mapping[str, float]
     ) -> None:
         """Keep an upload, with what else the client said of its training."""
-        said = {"num_samples": str(upload.num_samples), "said": json.dumps(dict(facts))}
+        said = {
+            "num_samples": str(upload.num_samples),
+            "said": json.dumps(dict(facts)),
+            "made_by": self.maker or "",
+        }
         if upload.subspace is not None:
             write_tensors(self.subspace_path(upload.client), {"subspace": upload.subspace})
         save_model(self.upload_path(upload.client), spec, upload.state, class_names, **said)
 
     def load_upload(self, client: int) -> tuple[ClientUpload, dict[str, float]] | None:
-        """Return a kept upload; a damaged file counts as none, as the client can send it again."""
+        """Return a kept upload; one that is damaged, or that other code made, can be had again: None."""
         try:
             state, facts = read_tensors(self.upload_path(client))
         except FedBiCrossError:
+            return None
+        if self.maker is not None and facts.get("made_by") != self.maker:
             return None
         subspace = None
         if self.subspace_path(client).exists():
@@ -120,7 +136,7 @@ class RunFolder:
         self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
     ) -> StageResult:
         """Return a stage's result, from the folder if it was finished before (see `methods.Stages`)."""
-        path, inputs = self.path / STAGES / f"{name}.safetensors", self.inputs
+        path, inputs = self.path / STAGES / f"{name}.safetensors", f"{self.maker or ''}|{self.inputs}"
         if self.cache and shaped_by:
             path, inputs = self.cache / STAGES / f"{shaped_by}.safetensors", shaped_by
         try:
@@ -156,9 +172,10 @@ class RunFolder:
 
 
 def drop_shared_stages(config: RunConfig) -> None:
-    """Remove the stages that runs have shared; the clients' own models stay."""
-    if folder := shared_folder(config):
-        shutil.rmtree(folder / STAGES, ignore_errors=True)
+    """Remove the stages that runs have shared, under any code; the clients' own models stay."""
+    if config.cache:
+        for stages in Path(config.cache).glob(f"*/{STAGES}"):
+            shutil.rmtree(stages, ignore_errors=True)
 
 
 def identity_of(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from small_runs import Step, Watch, flip_byte, outcome, reference, run_tiny, tin
 
 from fedbicross_flwr import server
 from fedbicross_flwr.artifacts import read_tensors
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.in_process import run_in_process
+from fedbicross_flwr.runs import code_version
 from fedbicross_flwr.runs.folder import RunFolder
 
 Work = set[tuple[str, int | None]]
@@ -174,3 +177,36 @@ def test_a_personal_model_that_is_gone_is_distilled_again(tmp_path: Path) -> Non
     done = {event for event in PERSONAL[0] if event[0] == "personalisation"} | PERSONAL[2]
     assert go_on(folder) == done, "the scores of its own model were kept"
     assert outcome(folder) == outcome(reference())
+
+
+def test_what_another_version_made_is_made_again(tmp_path: Path) -> None:
+    interrupt(tmp_path / "run", ("personalisation", 1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_version, "code_fingerprint", lambda: "another")
+        assert go_on(tmp_path / "run") == from_step(0)
+    assert outcome(tmp_path / "run") == outcome(reference())
+    assert "client 0 trains again: " in (tmp_path / "run" / "progress.jsonl").read_text()
+
+
+def test_another_arithmetic_takes_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path / "run", ("personalisation", 1, 1))
+    monkeypatch.setattr(Compute, "precision", "another")
+    assert go_on(tmp_path / "run") == from_step(0)
+
+
+def test_own_models_that_are_gone_are_trained_again(tmp_path: Path) -> None:
+    interrupt(tmp_path / "run", ("synthesis, cluster 1", None, 2))
+    shutil.rmtree(tmp_path / "run" / "sites")
+    assert go_on(tmp_path / "run") == from_step(5) | from_step(0) - from_step(3)
+    assert outcome(tmp_path / "run") == outcome(reference())
+
+
+def test_models_of_an_earlier_outcome_are_removed(tmp_path: Path) -> None:
+    interrupt(tmp_path / "run", ("personalisation", 1, 1))
+    models = tmp_path / "run" / "models"
+    shutil.copy(models / "cluster-1.safetensors", models / "cluster-2.safetensors")
+    go_on(tmp_path / "run")
+    assert sorted(file.name for file in models.iterdir()) == [
+        "cluster-0.safetensors",
+        "cluster-1.safetensors",
+    ]
