@@ -122,9 +122,8 @@ def cluster_clients(
             f"clustering.clusters = {wanted}, but only {len(models)} client(s) uploaded a usable model; "
             "lower the number of clusters or bring back the missing clients"
         )
-    probes = draw_probes(config, channels, seed)
-    answers = torch.stack([predict_logits(model, probes, compute) for model in models]).cpu()
-    signatures = SIGNATURES[config.by](Evidence(models, answers, subspaces), config)
+    evidence = evidence_of(models, channels, config, seed, compute, subspaces)
+    signatures = SIGNATURES[config.by](evidence, config)
     group = CLUSTERERS.get(config.by, k_means)
     state = derive_seed(seed, "clustering") % 2**32
     assignment = choose_clusters(signatures, config, lambda count: group(signatures, count, config, state))
@@ -132,8 +131,8 @@ def cluster_clients(
         assignment,
         cosine(signatures - signatures.mean(0, keepdims=True)),
         cosine(centroids(signatures, assignment)),
-        silhouette(signatures, assignment),
-        F.softmax(answers, -1).mean(1).double().numpy(),
+        silhouette(signatures, assignment, metric_of(config)),
+        F.softmax(evidence.answers, -1).mean(1).double().numpy(),
     )
 
 
@@ -144,6 +143,20 @@ class Evidence:
     models: Sequence[nn.Module]
     answers: Tensor
     subspaces: Sequence[Tensor]
+
+
+def evidence_of(
+    models: Sequence[nn.Module],
+    channels: int,
+    config: ClusteringConfig,
+    seed: int,
+    compute: Compute,
+    subspaces: Sequence[Tensor] = (),
+) -> Evidence:
+    """Ask the models on the probes; the rest is as for `cluster_clients`."""
+    probes = draw_probes(config, channels, seed)
+    answers = torch.stack([predict_logits(model, probes, compute) for model in models]).cpu()
+    return Evidence(models, answers, subspaces)
 
 
 def output_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
@@ -165,12 +178,19 @@ def norm_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
 
 
 def parameter_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
-    """Return all parameters in one vector."""
-    vectors = [
-        torch.cat([parameter.detach().cpu().reshape(-1) for parameter in model.parameters()])
-        for model in evidence.models
-    ]
-    return torch.stack(vectors).double().numpy()
+    """Return points that lie to each other, and to zero, as the vectors of all parameters do: (N, N).
+
+    All that is done with signatures depends on their inner products alone, which take the memory of one
+    layer of all models; the vectors themselves, in float64, would take gigabytes at full width.
+    """
+    count = len(evidence.models)
+    products = torch.zeros(count, count, dtype=torch.float64)
+    for layer in zip(*(model.parameters() for model in evidence.models), strict=True):
+        rows = torch.stack([parameter.detach().reshape(-1) for parameter in layer]).double()
+        products += (rows @ rows.T).cpu()
+    values, vectors = torch.linalg.eigh(products)
+    points: Signatures = (vectors * values.clamp_min(0.0).sqrt()).numpy()
+    return points
 
 
 def subspace_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
@@ -242,7 +262,7 @@ def choose_clusters(
     if clients == 2:
         return (0, 0)
     candidates = [tidy(group(count), count) for count in range(2, clients)]
-    scores = [silhouette(signatures, assignment) for assignment in candidates]
+    scores = [silhouette(signatures, assignment, metric_of(config)) for assignment in candidates]
     ranks = [-1.0 if score is None else score for score in scores]
     return candidates[ranks.index(max(ranks))]
 
@@ -263,11 +283,20 @@ def tidy(labels: NDArray[np.int64], count: int) -> tuple[int, ...]:
     return tuple(int(cluster) for cluster in assignment)
 
 
-def silhouette(signatures: Signatures, assignment: Sequence[int]) -> float | None:
+METRICS: Mapping[str, str] = {"pacfl": "precomputed"}
+"""What the signatures are to scikit-learn's scores, where they are not points: distances of all pairs."""
+
+
+def metric_of(config: ClusteringConfig) -> str:
+    """Return how signatures are compared."""
+    return METRICS.get(config.by, "euclidean")
+
+
+def silhouette(signatures: Signatures, assignment: Sequence[int], metric: str = "euclidean") -> float | None:
     """Return the mean silhouette coefficient, None where it is not defined."""
     if not 1 < len(set(assignment)) < len(assignment):
         return None
-    return float(silhouette_score(signatures, np.asarray(assignment)))
+    return float(silhouette_score(signatures, np.asarray(assignment), metric=metric))
 
 
 def centroids(signatures: Signatures, assignment: Sequence[int]) -> Signatures:

@@ -313,6 +313,7 @@ def check_together(config: RunConfig) -> None:
         )
     if reads(config.method, "clustering"):
         check_clusters(config)
+        check_similarity(config)
     if config.data.phantom_channels == 2:
         raise FedBiCrossError("data.phantom_channels = 2: a phantom has 3 channels (RGB) or 1 (grayscale)")
     device, tasks = config.runtime.device, config.runtime.server_tasks
@@ -320,6 +321,15 @@ def check_together(config: RunConfig) -> None:
         raise FedBiCrossError(
             f"runtime.device = {device!r} names one accelerator, and runtime.server_tasks = {tasks} gives "
             "each cluster one of its own; set auto, or the device without a number, or server_tasks = 1"
+        )
+
+
+def check_similarity(config: RunConfig) -> None:
+    """Refuse weights by the similarity of centroids where the clusters have none."""
+    if config.needs_subspaces and config.cross_cluster.weights == "similarity":
+        raise FedBiCrossError(
+            "cross_cluster.weights = 'similarity' compares the clusters' centroids, and clustering.by = "
+            "'pacfl' has distances alone; choose other weights or another clustering"
         )
 
 

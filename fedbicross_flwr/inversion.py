@@ -13,6 +13,7 @@ from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion_loss import DESCENTS
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -155,6 +156,23 @@ def invert(
         after_step(t)
     iterates[config.iterations] = images.detach().clone()
     return Synthesis(iterates, labels.cpu(), diagnostics.cpu())
+
+
+def check_finite(synthesis: Synthesis, key: str, lr: float) -> None:
+    """Refuse images that diverged, before they are kept and learned from.
+
+    Parameters
+    ----------
+    key, lr : str, float
+        The setting of Adam's step, and its value.
+
+    Raises
+    ------
+    FedBiCrossError
+        Naming the setting.
+    """
+    if not bool(torch.isfinite(synthesis.images).all()):
+        raise FedBiCrossError(f"the inversion diverged: its images are not finite; lower {key} = {lr:g}")
 
 
 def describe(scores: Tensor, labels: Tensor) -> Tensor:

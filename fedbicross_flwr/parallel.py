@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -95,14 +95,33 @@ def side_by_side(
         if given_up.is_set():
             raise GivenUpError
 
+    def attempt(item: Item) -> Result:
+        try:
+            return work(item, check)
+        except BaseException:
+            # Here, as the calling thread may be waiting for an earlier item that goes on for hours.
+            given_up.set()
+            raise
+
     # The number of threads inside an operation is a property of the calling thread.
     pool = ThreadPoolExecutor(min(workers, len(items)), initializer=torch.set_num_threads, initargs=(1,))
     with pool:
+        futures = [pool.submit(attempt, item) for item in items]
         try:
-            for result in pool.map(work, items, [check] * len(items)):
-                keep(result)
-        except BaseException:
+            for future in futures:
+                keep(future.result())
+        except BaseException as error:
             given_up.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            if (reason := reason_of(error, futures)) is not error:
+                raise reason  # noqa: B904 (with its own cause, which may be a full disk)
             raise
     return results
+
+
+def reason_of(error: BaseException, futures: Sequence[Future[Any]]) -> BaseException:
+    """Return what made an item give up, if that is what the error says; the error itself otherwise."""
+    if not isinstance(error, GivenUpError):
+        return error
+    found = (future.exception() for future in futures if not future.cancelled())
+    return next((one for one in found if one and not isinstance(one, GivenUpError)), error)

@@ -1,22 +1,19 @@
 """A site whose upload the method did not see: it came late, or was held back.
 
-Nothing is learned anew for it. It joins the cluster whose models answer artificial images most like its own
-(Section III-A1's signature, and K-means' own rule for a new point), and gets that cluster's model.
+Nothing is learned anew for it. It joins the cluster whose models are most like its own, by the signature that
+made the clusters (``clustering.by``) and K-means' own rule for a new point, and gets that cluster's model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from fedbicross_flwr.clustering import draw_probes
+from fedbicross_flwr.clustering import SIGNATURES, centroids, evidence_of
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import StateDict
-from fedbicross_flwr.training import predict_logits
 
 
 def nearest_cluster(
@@ -25,7 +22,7 @@ def nearest_cluster(
     uploads: Mapping[int, ClientUpload],
     task: ServerTask,
 ) -> int:
-    """Return the cluster whose mean answers are nearest.
+    """Return the cluster whose mean signature is nearest.
 
     Parameters
     ----------
@@ -39,17 +36,12 @@ def nearest_cluster(
     clusters = sorted(set(assignment.values()))
     if len(clusters) == 1:
         return clusters[0]
-    probes = draw_probes(task.config.clustering, task.spec.channels, task.config.seed)
-
-    def answers(model: StateDict) -> Tensor:
-        logits = predict_logits(task.load(model), probes, task.compute)
-        return F.softmax(logits, -1).flatten().double().cpu()
-
+    config = task.config.clustering
+    seen = sorted(assignment)
+    models = [task.load(one) for one in (*(uploads[client].state for client in seen), state)]
     with cpu_threads(1):
-        own = answers(state)
-        distances = []
-        for cluster in clusters:
-            members = [client for client, number in assignment.items() if number == cluster]
-            centre = torch.stack([answers(uploads[client].state) for client in sorted(members)]).mean(0)
-            distances.append(float((own - centre).norm()))
-    return clusters[distances.index(min(distances))]
+        evidence = evidence_of(models, task.spec.channels, config, task.config.seed, task.compute)
+        *members, own = SIGNATURES[config.by](evidence, config)
+    numbers = [clusters.index(assignment[client]) for client in seen]
+    distances = np.linalg.norm(centroids(np.stack(members), numbers) - own, axis=1)
+    return clusters[int(distances.argmin())]

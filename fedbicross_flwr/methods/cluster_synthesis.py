@@ -17,7 +17,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.cross_cluster import Source, split_indices
 from fedbicross_flwr.cross_replay import replayed_steps
 from fedbicross_flwr.ensemble import Ensemble, class_shares
-from fedbicross_flwr.inversion import LABELS, Synthesis, invert
+from fedbicross_flwr.inversion import LABELS, Synthesis, check_finite, invert
 from fedbicross_flwr.methods.protocol import ClientUpload, ServerTask, StageResult
 from fedbicross_flwr.noise_adaptation import steps_read, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
@@ -81,6 +81,7 @@ def synthesise(
             after_step=after_step,
             check=check,
         )
+        check_finite(made, "inversion.lr", inversion.lr)
         tensors = {f"iterate.{t}": images for t, images in made.iterates.items()}
         return StageResult({**tensors, "labels": made.labels, "diagnostics": made.diagnostics})
 

@@ -39,7 +39,7 @@ from fedbicross_flwr.config_fedbicross import InversionConfig, TeacherConfig
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.inversion import Synthesis, balanced_labels, invert
+from fedbicross_flwr.inversion import Synthesis, balanced_labels, check_finite, invert
 from fedbicross_flwr.methods.protocol import (
     ClientUpload,
     Findings,
@@ -179,7 +179,10 @@ def synthesise(epoch: int, ensemble: Ensemble, task: ServerTask) -> Synthesis:
 
     every = range(1, settings.steps + 1)
     config = inversion_config(settings, task.config.inversion.teachers)
-    return invert(ensemble, labels, task.spec.channels, every, config, generator, task.compute, after_step)
+    channels, compute = task.spec.channels, task.compute
+    made = invert(ensemble, labels, channels, every, config, generator, compute, after_step)
+    check_finite(made, "fedisca.inversion_lr", settings.inversion_lr)
+    return made
 
 
 def distil(epoch: int, ensemble: Ensemble, synthesis: Synthesis, student: Student, task: ServerTask) -> None:

@@ -16,6 +16,7 @@ from small_runs import Step, Watch, flip_byte, outcome, reference, run_tiny, tin
 from fedbicross_flwr import server
 from fedbicross_flwr.artifacts import read_tensors
 from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.runs import code_version
 from fedbicross_flwr.runs.folder import RunFolder
@@ -210,3 +211,10 @@ def test_models_of_an_earlier_outcome_are_removed(tmp_path: Path) -> None:
         "cluster-0.safetensors",
         "cluster-1.safetensors",
     ]
+
+
+def test_images_that_diverged_are_not_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(FedBiCrossError, match=r"its images are not finite; lower inversion\.lr = 1e\+30"):
+        run_tiny(folder, tiny(inversion__lr=1e30))
+    assert not list(folder.glob("stages/synthesis-*"))

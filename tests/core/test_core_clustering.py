@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from tiny import CPU, noise, smooth_net
 from tiny import one_thread as one_thread
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from fedbicross_flwr.clustering import (
     PROBES,
     SIGNATURES,
     Clustering,
     Evidence,
+    by_proximity,
     centroids,
     choose_clusters,
     cluster_clients,
@@ -208,11 +210,32 @@ def test_classifier_signatures_by_hand() -> None:
     assert SIGNATURES["classifier_bias"](evidence, ClusteringConfig()).tolist() == [[-2.0, -1.0, 3.0]]
     shares = SIGNATURES["classifier_norms"](evidence, ClusteringConfig())
     np.testing.assert_allclose(shares, [[1.0, 0.0, 0.0]], atol=2e-3)
-    vector = SIGNATURES["parameters"](evidence, ClusteringConfig())
-    assert vector.shape == (1, sum(parameter.numel() for parameter in model.parameters()))
-    assert float(np.sum(vector)) == pytest.approx(
-        sum(float(p.detach().double().sum()) for p in model.parameters())
-    )
+
+
+def test_parameter_signatures_lie_as_the_vectors_of_all_parameters_do() -> None:
+    models = [smooth_net(seed) for seed in range(4)]
+    vectors = torch.stack([parameters_to_vector(model.parameters()) for model in models]).detach().double()
+    points = SIGNATURES["parameters"](Evidence(models, torch.zeros(4, 1, 3), []), ClusteringConfig())
+    assert points.shape == (4, 4)
+    np.testing.assert_allclose(points @ points.T, (vectors @ vectors.T).numpy(), rtol=1e-9)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.testing.assert_allclose(distances, torch.cdist(vectors, vectors).numpy(), rtol=1e-6, atol=1e-9)
+
+
+def test_pacfl_s_silhouette_is_that_of_its_distances() -> None:
+    # Two pairs at a distance of 10 degrees, the pairs 80 apart: 1 - 10/80.
+    distances = np.full((4, 4), 80.0)
+    np.fill_diagonal(distances, 0.0)
+    distances[0, 1] = distances[1, 0] = distances[2, 3] = distances[3, 2] = 10.0
+    assert silhouette(distances, (0, 0, 1, 1), "precomputed") == pytest.approx(0.875)
+
+
+def test_auto_with_pacfl_reads_its_distances_as_distances() -> None:
+    # With its rows taken for points, the best silhouette is that of (0, 0, 0, 1).
+    distances = np.array([[0, 70, 30, 50], [70, 0, 10, 30], [30, 10, 0, 80], [50, 30, 80, 0]], dtype=float)
+    config = ClusteringConfig(clusters="auto", by="pacfl")
+    chosen = choose_clusters(distances, config, lambda count: by_proximity(distances, count, config, 0))
+    assert chosen == (0, 1, 1, 2)
 
 
 def test_pacfl_groups_by_the_subspaces_and_says_when_they_are_missing() -> None:

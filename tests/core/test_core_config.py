@@ -188,6 +188,10 @@ def test_a_run_outlives_a_change_of_what_its_method_does_not_read(method: str, r
 
 def test_sites_are_not_asked_for_directions_of_their_images() -> None:
     RunConfig.from_flat({"clustering.by": "pacfl"})
+    similar = {"cross_cluster.weights": "similarity"}
+    assert RunConfig.from_flat(similar).cross_cluster.weights == "similarity"
+    with pytest.raises(FedBiCrossError, match=r"clustering.by = 'pacfl' has distances alone"):
+        RunConfig.from_flat({**similar, "clustering.by": "pacfl"})
     with pytest.raises(FedBiCrossError, match=r"clustering.by = 'pacfl' .* it is for simulations"):
         RunConfig.from_flat({**SITES, "clustering.by": "pacfl"})
 

@@ -20,12 +20,13 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     assert side_by_side(work, [0, 1, 2], workers) == [(0, 1), (1, 1), (2, 1)]
 
 
-def test_a_failure_ends_the_others_soon_and_is_raised() -> None:
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failure_ends_the_others_soon_and_is_raised(failing: int) -> None:
     steps = 0
 
     def work(item: int, check: Check) -> None:
         nonlocal steps
-        if item == 0:
+        if item == failing:
             raise ZeroDivisionError
         while steps < 1000:
             check()
@@ -33,7 +34,7 @@ def test_a_failure_ends_the_others_soon_and_is_raised() -> None:
             time.sleep(0.01)
 
     with pytest.raises(ZeroDivisionError):
-        side_by_side(work, [0, 1, 2], 2)
+        side_by_side(work, [0, 1, 2], 3)
     assert steps < 500
 
 
