@@ -136,7 +136,8 @@ class RunFolder:
         self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
     ) -> StageResult:
         """Return a stage's result, from the folder if it was finished before (see `methods.Stages`)."""
-        path, inputs = self.path / STAGES / f"{name}.safetensors", f"{self.maker or ''}|{self.inputs}"
+        path = self.path / STAGES / f"{name}.safetensors"
+        inputs = self.inputs if self.maker is None else f"{self.maker}|{self.inputs}"
         if self.cache and shaped_by:
             path, inputs = self.cache / STAGES / f"{shaped_by}.safetensors", shaped_by
         try:
