@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from fedbicross_flwr.errors import FedBiCrossError
 
 _FRAME = "│╭╮╰╯─ "
+_UNAVAILABLE = "Connection to the SuperLink is unavailable"
+"""How Flower's message begins when nobody answers at the connection's address."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """Arguments of a program of this folder; the scripts pass the first two, and users know the others only.
+
+    Parameters
+    ----------
+    script : str
+        The script that users call.
+    """
+
+    def __init__(self, script: str) -> None:
+        super().__init__(prog=script, add_help=False, allow_abbrev=False)
+        self.add_argument("centre", type=Path)
+        self.add_argument("connection")
+
+    def error(self, message: str) -> NoReturn:
+        """Report a mistake as other mistakes are, without a usage that is not the script's."""
+        raise FedBiCrossError(f"{message}; see {self.prog} --help")
 
 
 def flwr(*arguments: str) -> dict[str, Any]:
@@ -35,10 +58,15 @@ def flwr(*arguments: str) -> dict[str, Any]:
             "is it running on this machine?"
         ) from None
     if answer.get("success") is False:
-        raise FedBiCrossError(
-            f"Flower refused `flwr {what}`: {' '.join(str(answer.get('error-message', answer)).split())}"
-        )
+        raise refusal(what, str(answer.get("error-message", answer)))
     return answer
+
+
+def refusal(what: str, said: str) -> FedBiCrossError:
+    """Return the error to raise for a command of Flower's, by the message that Flower has for it."""
+    if _UNAVAILABLE in said:
+        return FedBiCrossError(f"the SuperLink does not answer `flwr {what}`; is it running on this machine?")
+    return FedBiCrossError(f"Flower refused `flwr {what}`: {' '.join(said.split())}")
 
 
 def as_command(work: Callable[[], int]) -> None:

@@ -50,9 +50,62 @@ existing() {
     [ -f "$1" ] || die "$1 is missing: $2"
 }
 
+# What a program says when it fails is of many lines and of its own making: the last of them is our reason.
+quietly() { # quietly WHAT PROGRAM ARGUMENTS... : run the program; die with WHAT when it fails
+    local what="$1" said
+    shift
+    said="$("$@" 2>&1)" || die "$what: ${said##*$'\n'}"
+}
+
+make_folder() {
+    local said
+    said="$(mkdir -p "$1" 2>&1)" ||
+        die "cannot make the folder $1: ${said##*: }; name another, or check the path and its permissions"
+}
+
+# Files are made here and then renamed to where they belong, so that nothing is ever there by half.
+make_work_folder() { # make_work_folder FOLDER : sets $work, a folder in FOLDER that goes when the script ends
+    make_folder "$1"
+    work="$(mktemp -d "$1/.new.XXXXXX" 2> /dev/null)" || cannot_write_in "$1"
+    trap 'rm -rf "$work"' EXIT
+}
+
+cannot_write_in() {
+    die "cannot write in $1; check the folder's permissions and free space"
+}
+
+# By its exit status, openssl does not tell when there was no room for what it wrote.
+openssl_makes() { # openssl_makes FILE WHAT ARGUMENTS... : have openssl write the file; die with WHAT when it fails
+    local file="$1" what="$2"
+    shift 2
+    quietly "$what" openssl "$@" -out "$file"
+    [ -s "$file" ] || cannot_write_in "$(dirname "$work")"
+}
+
+# They are copied: until new ones are renamed over them, they are in their place, and never nowhere.
+keep_former() { # keep_former FOLDER FILE... : copy what there is of the files to FOLDER/former/<time>/
+    local former="$1/former" kept file
+    kept="$former/$(date -u +%Y%m%dT%H%M%SZ)"
+    refuse_to_overwrite "$kept"
+    shift
+    for file in "$@"; do
+        [ -e "$file" ] || continue
+        make_folder "$work/former"
+        quietly "$file could not be kept, so nothing is replaced" cp -p "$file" "$work/former/"
+    done
+    [ -e "$work/former" ] || return 0
+    make_folder "$former"
+    quietly "$kept could not be made, so nothing is replaced" mv "$work/former" "$kept"
+}
+
+put_in_place() { # put_in_place FROM TO
+    quietly "cannot put $2 in its place" mv -f "$1" "$2"
+}
+
+# Of a link, it is the file behind it that others may read.
 private() {
     local mode
-    mode="$(stat -c %a "$1" 2> /dev/null || stat -f %Lp "$1")"
+    mode="$(stat -L -c %a "$1" 2> /dev/null || stat -L -f %Lp "$1")"
     case "$mode" in
         *00) ;;
         *) die "$1 can be read by others (mode $mode): chmod 600 $1" ;;
@@ -87,7 +140,7 @@ port_number() {
 flower_environment() { # flower_environment FOLDER
     local python
     python="$(python_path)" || exit
-    mkdir -p "$1/flwr"
+    make_folder "$1/flwr"
     export FLWR_HOME="$1/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
     export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
     local near="${NO_PROXY:-${no_proxy:-}}"
@@ -99,14 +152,10 @@ flower_environment() { # flower_environment FOLDER
     export PATH
 }
 
-at_the_centre_environment() { # expects $centre
+at_the_centre() { # at_the_centre PROGRAM ARGUMENTS... : a Python program of this folder, on the running SuperLink
     existing "$centre/flwr/config.toml" "start the SuperLink first: start-superlink $centre"
     flower_environment "$centre"
     export COLUMNS=1000 NO_COLOR=1 PYTHONPATH="$CHECKOUT" PYTHONUNBUFFERED=1
-}
-
-at_the_centre() { # at_the_centre PROGRAM ARGUMENTS... : a Python program of this folder, on the running SuperLink
-    at_the_centre_environment
     local program="$1"
     shift
     exec "$(python_path)" "$DEPLOY/$program" "$centre" "$CONNECTION" "$@"

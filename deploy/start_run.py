@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from flower_cli import as_command, flwr
+from flower_cli import Arguments, as_command, flwr
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -34,9 +34,7 @@ def main() -> int:
     FedBiCrossError
         When the configuration cannot be used, another run is not over, or Flower refuses the run.
     """
-    parser = argparse.ArgumentParser(prog="start-run")
-    parser.add_argument("centre", type=Path)
-    parser.add_argument("connection")
+    parser = Arguments("start-run")
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--wait", action="store_true")

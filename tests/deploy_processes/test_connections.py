@@ -96,6 +96,29 @@ def test_the_process_that_starts_runs_is_started_again(centre: Deployed) -> None
     assert "SuperExec ended with status -9 and is started again" in centre.made.centre.logged()
 
 
+def test_a_list_of_sites_that_was_lost_is_made_anew(centre: Deployed) -> None:
+    run, folder = centre.made.run, centre.made.centre.folder
+
+    def listed() -> dict[str, str]:
+        """Return names by node."""
+        lines = run("register-site", folder, "--list").stdout.splitlines()[1:]
+        return {line.split()[1]: line.split()[0] for line in lines}
+
+    for name in ("forgotten", "expelled"):
+        centre.made.register(centre.site(name))
+    before = listed()
+    (folder / "sites.json").unlink()
+    assert listed() == dict.fromkeys(before, "-")
+    for node, name in before.items():
+        if name == "expelled":
+            run("register-site", folder, "--remove", node)
+        else:
+            centre.made.register(centre.site(name))
+    assert listed() == {node: name for node, name in before.items() if name != "expelled"}
+    again = run("register-site", folder, "expelled", folder / "keys" / "expelled.pub", fail=False)
+    assert again.returncode == 2 and "Flower takes no key twice" in again.stderr
+
+
 def test_a_key_is_rotated_and_the_former_one_put_out(centre: Deployed) -> None:
     site = centre.site("north")
     run, folder = centre.made.run, centre.made.centre.folder

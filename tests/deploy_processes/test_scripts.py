@@ -11,16 +11,19 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import fleet_only
 import numpy as np
 import pytest
 import register_site
-from federation import SCRIPTS
+import start_run
+import stop_run
+from federation import SCRIPTS, free_port
 from fleet_only import FleetOnly
+from flower_cli import as_command
 from split_data import deal_unequally, write_sites
 from starlette.types import Message, Receive, Scope, Send
-from start_run import name_registry
 
 from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.settings import Scalar
@@ -113,6 +116,87 @@ def test_a_site_s_key_and_its_renewal(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in (site / "former").rglob("node.key")] == [first]
 
 
+PAIRS = {
+    "make-site-key": ("node.key", "node.key.pub"),
+    "make-server-certificate": ("server.key", "server.crt"),
+}
+"""Script -> the pair of files that it makes."""
+
+
+def make_pair(script: str, folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    if script == "make-server-certificate" and not folder.exists():
+        assert run("make-ca", folder)[0] == 0
+    name = "north" if script == "make-site-key" else "192.0.2.7"
+    return run(script, folder, name, *arguments, **environment)
+
+
+@pytest.mark.parametrize("script", list(PAIRS))
+@pytest.mark.parametrize("missing", [0, 1])
+def test_half_a_pair_is_renewed_and_the_other_half_is_kept(script: str, missing: int, tmp_path: Path) -> None:
+    folder = tmp_path / "machine"
+    assert make_pair(script, folder)[0] == 0
+    before = contents(folder)
+    gone, stays = PAIRS[script][missing], PAIRS[script][1 - missing]
+    (folder / gone).unlink()
+    code, _, said = make_pair(script, folder, "--renew")
+    assert code == 0, said
+    after = contents(folder)
+    kept = [name for name in after if name.startswith("former/")]
+    assert [Path(name).name for name in kept] == [stays] and after[kept[0]] == before[stays]
+    assert mode(folder / kept[0]) == (0o600 if stays.endswith(".key") else 0o644)
+    assert all(after[name] != before[name] for name in PAIRS[script])
+    assert set(after) == {*before, kept[0]}
+
+
+@pytest.mark.parametrize(
+    ("script", "program"), [("make-site-key", "ssh-keygen"), ("make-server-certificate", "openssl")]
+)
+@pytest.mark.parametrize("refuses", ["maker", "cp"])
+def test_a_renewal_that_fails_leaves_the_pair_as_it_was(
+    script: str, program: str, refuses: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "machine"
+    assert make_pair(script, folder)[0] == 0
+    before = contents(folder)
+    broken = tmp_path / "bin" / (program if refuses == "maker" else refuses)
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho a first line >&2\necho no space left >&2\nexit 1\n")
+    broken.chmod(0o755)
+    code, _, said = make_pair(script, folder, "--renew", PATH=f"{broken.parent}:{os.environ['PATH']}")
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("error: ") and said.endswith(": no space left\n")
+    assert contents(folder) == before
+    assert not list(folder.glob(".new.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("host.example.org:9443", "ends in a port, which no certificate holds: give host.example.org alone"),
+        ("192.0.2.7:9443", "give 192.0.2.7 alone"),
+        ("[2001:db8::7]:9443", "give 2001:db8::7 alone"),
+        ("https://host.example.org", "neither a DNS name nor an IP address"),
+        ("192.0.2.256", "neither a DNS name nor an IP address"),
+        ("2001:db8:::7", "neither a DNS name nor an IP address"),
+    ],
+)
+def test_a_certificate_is_for_names_and_addresses_alone(centre: Path, name: str, told: str) -> None:
+    before = contents(centre)
+    code, _, said = run("make-server-certificate", centre, name, "--renew")
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("error: ") and told in said
+    assert contents(centre) == before
+
+
+@pytest.mark.parametrize("address", ["2001:db8::7", "2001:db8:0:0:0:0:0:8", "fe80::1"])
+def test_a_certificate_may_be_for_an_ipv6_address(address: str, tmp_path: Path) -> None:
+    assert run("make-ca", tmp_path)[0] == 0
+    assert run("make-server-certificate", tmp_path, address)[0] == 0
+    assert "OK" in openssl(
+        "verify", "-CAfile", tmp_path / "ca.crt", "-verify_ip", address, tmp_path / "server.crt"
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
@@ -140,27 +224,113 @@ def test_a_site_s_key_and_its_renewal(tmp_path: Path) -> None:
         ),
         (["register-site", "c"], "give the site's name"),
         (["register-site", "c", "north", "k.pub"], "k.pub is missing"),
+        (["register-site", "c", "--remove", "7", "8"], "--remove takes one number, found '8' as well"),
         (["start-run", "c", "nothing.toml"], "nothing.toml is missing"),
         (["start-run", "c"], "name the centre's folder and the configuration"),
         (["stop-run", "c", "latest"], "'latest' is no number of a run"),
+        (["make-ca", "a-file/c"], "cannot make the folder a-file/c/ca: "),
+        (["make-site-key", "a-file", "north"], "cannot make the folder a-file: "),
+        (["start-superlink", "a-file/c"], "cannot make the folder a-file/c: "),
+        (
+            ["start-supernode", "a-file", "--superlink", "h:1", "--name", "n", "--data", "."],
+            "cannot make the folder a-file: ",
+        ),
+        (["start-superlink", "taken", "--insecure", "--host", "127.0.0.1"], "cannot write in "),
     ],
 )
 def test_mistakes_are_one_line(
     command: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
+    Path("taken/flwr/config.toml.new").mkdir(parents=True)  # where the connection is written
     code, _, said = run(*command)
     assert (code, said.count("\n")) == (2, 1), said
     assert said.startswith("error: ") and told in said
 
 
+def test_what_openssl_could_not_write_is_one_line(tmp_path: Path) -> None:
+    """With a full disk it writes nothing and ends with status 0."""
+    full = tmp_path / "bin" / "openssl"
+    full.parent.mkdir()
+    full.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n')
+    full.chmod(0o755)
+    code, _, said = run("make-ca", tmp_path / "c", PATH=f"{full.parent}:{os.environ['PATH']}")
+    assert code == 2 and said.startswith("error: cannot write in ") and said.count("\n") == 1
+    assert not contents(tmp_path / "c")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc takes no file, not even root's")
+def test_a_folder_that_takes_no_file_is_one_line() -> None:
+    code, _, said = run("make-site-key", "/proc", "north")
+    assert code == 2 and said.startswith("error: cannot write in /proc; ") and said.count("\n") == 1
+
+
+@pytest.fixture
+def silent_centre(tmp_path: Path) -> Path:
+    """A centre whose SuperLink does not run."""
+    (tmp_path / "c" / "flwr").mkdir(parents=True)
+    connection = f'[superlink.centre]\naddress = "127.0.0.1:{free_port()}"\ninsecure = true\n'
+    (tmp_path / "c" / "flwr" / "config.toml").write_text(connection)
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize(("script", "argument"), [("stop-run", "5"), ("register-site", "--list")])
+def test_a_superlink_that_does_not_run_is_one_line(script: str, argument: str, silent_centre: Path) -> None:
+    code, _, said = run(script, silent_centre, argument, FEDBICROSS_PYTHON=sys.executable)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("error: the SuperLink does not answer `flwr ")
+    assert said.endswith("`; is it running on this machine?\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "told"),
+    [
+        (start_run, ["site.toml", "--bogus"], "unrecognized arguments: --bogus"),
+        (start_run, ["site.toml", "--out"], "argument --out: expected one argument"),
+        (stop_run, ["5", "6"], "unrecognized arguments: 6"),
+        (register_site, ["--list", "--all"], "unrecognized arguments: --all"),
+    ],
+)
+def test_arguments_that_are_wrong_are_one_line_without_those_that_the_script_adds(
+    program: ModuleType,
+    arguments: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program.__name__, "c", "centre", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        as_command(program.main)
+    assert ended.value.code == 2
+    script = program.__name__.replace("_", "-")
+    assert capsys.readouterr().err == f"error: {told}; see {script} --help\n"
+
+
+def start_with_key(site: Path) -> str:
+    """What start-supernode refuses, which without a Python it does after it has looked at the key."""
+    (site / "ca.crt").touch()
+    command = ["start-supernode", site, "--superlink", "h:1", "--name", "north", "--data", site]
+    code, _, said = run(*map(str, command), FEDBICROSS_PYTHON="/nowhere/python")
+    assert code == 2
+    return said
+
+
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     site = tmp_path / "north"
     run("make-site-key", site, "north")
-    (site / "ca.crt").touch()
     (site / "node.key").chmod(0o640)
-    code, _, said = run("start-supernode", site, "--superlink", "h:1", "--name", "north", "--data", tmp_path)
-    assert code == 2 and "node.key can be read by others (mode 640): chmod 600" in said
+    assert "node.key can be read by others (mode 640): chmod 600" in start_with_key(site)
+
+
+def test_of_a_linked_key_the_file_behind_the_link_counts(tmp_path: Path) -> None:
+    site, secrets = tmp_path / "north", tmp_path / "secrets"
+    run("make-site-key", secrets, "north")
+    site.mkdir()
+    (site / "node.key").symlink_to(secrets / "node.key")
+    assert "/nowhere/python is missing" in start_with_key(site)
+    (secrets / "node.key").chmod(0o644)
+    assert "node.key can be read by others (mode 644): chmod 600" in start_with_key(site)
 
 
 def test_a_checkout_without_its_environment_is_told_once(tmp_path: Path) -> None:
@@ -272,27 +442,15 @@ def test_names_are_held_against_the_keys_where_there_are_keys(
     (tmp_path / "flwr").mkdir()
     connection = tmp_path / "flwr" / "config.toml"
     connection.write_text("insecure = true\n")
-    name_registry(setting, tmp_path)
+    start_run.name_registry(setting, tmp_path)
     assert not setting.get("deployment.registry") and not (tmp_path / "sites.json").exists()
     connection.write_text('root-certificates = "ca.crt"\n')
-    name_registry(setting, tmp_path)
+    start_run.name_registry(setting, tmp_path)
     assert setting == {"deployment.registry": str(tmp_path / "sites.json")}
     assert json.loads((tmp_path / "sites.json").read_text()) == {}
     own: dict[str, Scalar] = {"deployment.registry": "/srv/keys.json"}
-    name_registry(own, tmp_path)
+    start_run.name_registry(own, tmp_path)
     assert own == {"deployment.registry": "/srv/keys.json"}
-
-
-def test_listing_sites_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = '{"7": {"site": "north", "fingerprint": "SHA256:x"}}'
-    (tmp_path / "sites.json").write_text(text)
-    monkeypatch.setattr(register_site, "flwr", lambda *words: {"nodes": []})
-    monkeypatch.setattr(sys, "argv", ["register-site", str(tmp_path), "centre", "--list"])
-    assert register_site.main() == 0
-    assert (tmp_path / "sites.json").read_text() == text
-    monkeypatch.setattr(sys, "argv", ["register-site", str(tmp_path), "centre", "--remove", "7"])
-    assert register_site.main() == 0
-    assert json.loads((tmp_path / "sites.json").read_text()) == {}
 
 
 def test_sites_get_unequal_shares_of_all_images(tmp_path: Path) -> None:

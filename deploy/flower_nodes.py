@@ -1,0 +1,73 @@
+"""The nodes that the SuperLink knows, with the fingerprints of their keys.
+
+``flwr supernode list`` leaves keys out, so its own client is asked for what it asks the SuperLink for.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+from dataclasses import dataclass
+
+import click
+from cryptography.hazmat.primitives import serialization
+from flower_cli import refusal
+from flwr.cli.flower_config import read_superlink_connection
+from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
+from flwr.proto.control_pb2 import ListNodesRequest
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Flower knows of a node.
+
+    Parameters
+    ----------
+    state : str
+        ``registered`` (never seen), ``online``, ``offline``, or ``unregistered`` (put out for good).
+    fingerprint : str
+        Its public key's, as ``ssh-keygen -l`` prints it; ``-`` where there is none.
+    """
+
+    state: str
+    fingerprint: str
+
+    @property
+    def let_in(self) -> bool:
+        """Return whether Flower lets it in."""
+        return self.state != "unregistered"
+
+
+def flower_nodes(connection: str) -> dict[str, Node]:
+    """Return all nodes, those that were put out as well, by their numbers.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the SuperLink does not answer, or refuses.
+    """
+    try:
+        # It prints which SuperLink it is about to ask.
+        with contextlib.redirect_stdout(io.StringIO()):
+            client = init_http_client_from_connection(read_superlink_connection(connection))
+        try:
+            with flwr_cli_exc_handler():
+                found = client.ListNodes(ListNodesRequest()).nodes_info
+        finally:
+            client.close()
+    except click.ClickException as error:
+        raise refusal("supernode list", error.message) from error
+    return {str(node.node_id): Node(node.status, fingerprint(node.public_key)) for node in found}
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the fingerprint of a public key as Flower keeps it (PEM)."""
+    try:
+        loaded = serialization.load_pem_public_key(key)
+    except ValueError:
+        return "-"  # a node without authentication
+    line = loaded.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
