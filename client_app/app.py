@@ -110,9 +110,10 @@ def at_site(message: Message, context: Context, config: RunConfig, work: Work, r
         raise
     except Exception as error:
         log(ERROR, "the work of this site failed", exc_info=True)
-        raise FedBiCrossError(
-            f"an unexpected {type(error).__name__} ended the site's work; the SuperNode's log has the details"
-        ) from error
+        ended = f"an unexpected {type(error).__name__} ended the site's work"
+        if isinstance(error, OSError) and error.filename is not None:
+            ended = f"a file of the site cannot be used ({error.strerror})"
+        raise FedBiCrossError(f"{ended}; the SuperNode's log has the details") from error
 
 
 def received(message: Message) -> list[int]:

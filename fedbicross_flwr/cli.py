@@ -5,16 +5,20 @@ A mistake of the user ends in one line behind ``error:`` and exit status 2; a ru
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import click
 import typer
 from rich.console import Console
 
 from fedbicross_flwr.compare.commands import export_records, figure, table
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import disk_is_full, expanded, shown, unusable
 from fedbicross_flwr.handover.commands import (
     export_cluster_model,
     make_signing_key,
@@ -114,7 +118,7 @@ def compare(
     if rounds is not None:
         base["flower.rounds"] = rounds
     images = [data_settings(one, data_root) for one in data or [""]]
-    folder = out.expanduser().resolve()
+    folder = expanded(out).resolve()
     cells = cells_of(base, images, clients, alphas)
     runs = plan_runs(base, cells, variants_named(methods), seeds, folder)
     sys.exit(compare_all(runs, flower, folder, jobs))
@@ -155,10 +159,10 @@ app.add_typer(site, name="site")
 
 def data_settings(data: str, root: str) -> dict[str, Scalar]:
     """Return the settings that ``--data`` and ``--data-root`` stand for."""
-    chosen: dict[str, Scalar] = {"data.root": str(Path(root).expanduser().resolve())} if root else {}
+    chosen: dict[str, Scalar] = {"data.root": str(expanded(Path(root)).resolve())} if root else {}
     if not data:
         return chosen
-    path = Path(data).expanduser()
+    path = expanded(Path(data))
     if data != "phantom" and (path.exists() or path.suffix or len(path.parts) > 1):
         return {**chosen, "data.name": "site", "data.path": str(path.resolve())}
     return {**chosen, "data.name": data, "data.path": ""}
@@ -166,15 +170,50 @@ def data_settings(data: str, root: str) -> dict[str, Scalar]:
 
 def main() -> None:
     """Run the command; a user's mistake is one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names need not be UTF-8, nor need a terminal know all letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            status = app(standalone_mode=False)
+        finally:
+            flush_output()
+        sys.exit(status)
     except FedBiCrossError as error:
-        # Not through rich, which would wrap the line.
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(str(error))
+    except click.ClickException as error:
+        if not error.message:  # of a command without its words, and help was shown
+            sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        told = f"; see {context.command_path} --help" if context else ""
+        refuse(error.format_message().rstrip(".") + told)
+    except OSError as error:
+        # Of a file, or of a disk; any other is no mistake of the user.
+        if error.filename is None and not disk_is_full(error):
+            raise
+        refuse(unusable(error))
     except (KeyboardInterrupt, SystemExit) as end:
         # Typer turns an interruption inside a command into a silent exit with status 130.
         if isinstance(end, SystemExit) and end.code != 130:
             raise
         print("interrupted; the same command with the same --out goes on", file=sys.stderr)
         sys.exit(130)
+
+
+def refuse(reason: str) -> NoReturn:
+    """Say what is wrong, and leave."""
+    # Not through rich, which would wrap the line.
+    print(f"error: {shown(reason)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def flush_output() -> None:
+    """Write what is left to say, while it can still be said that it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read has enough
+            sys.exit(1)
+        raise FedBiCrossError(unusable(error, Path("standard output"))) from error

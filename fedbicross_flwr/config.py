@@ -84,7 +84,7 @@ class ModelConfig:
 
     name: str = setting("resnet18", "architecture", source="IV-A")
     width: int = setting(
-        16, "channels of the first stage; the stages have 1, 2, 4 and 8 times as many", low=1
+        16, "channels of the first stage; the stages have 1, 2, 4 and 8 times as many", low=1, high=1024
     )
     stem: str = setting(
         "small",

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader never meets half of it; where temporary ones go."""
+"""Writing a file so that a reader never meets half of it; what is said of paths that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import errno
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError
 
 LONGEST_BASE = 20
 """Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
@@ -17,21 +19,30 @@ LONGEST_BASE = 20
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write `content` under a temporary name in the same folder, then rename it to `path`.
 
-    The folder is made when it is absent. Nothing is left behind when the write fails.
+    The folder is made when it is absent. Nothing is left behind when the write fails. A link stays one: the
+    file that it leads to is written.
 
     Raises
     ------
     FedBiCrossError
-        When the folder cannot be made or the file cannot be written.
+        When the folder cannot be made, the file cannot be written, or `path` is a folder or a device.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        if path.exists() and not path.is_file():
+            raise FedBiCrossError(
+                f"cannot write {path}: it is there already and is no ordinary file; give the name of a file"
+            )
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
             # Who may read it is the caller's to say, by umask and by the folder.
             with temporary.open("xb") as stream:
                 stream.write(content)
-            temporary.replace(path)
+                # Else a power cut may leave the new name with nothing behind it.
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -39,6 +50,63 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
         ) from error
     return path
+
+
+def expanded(path: Path) -> Path:
+    """Return a path with a leading ``~`` written out.
+
+    Raises
+    ------
+    FedBiCrossError
+        When no home folder of that user is known.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise FedBiCrossError(f"{path}: that user has no home folder here; write the path in full") from None
+
+
+def shown(text: str) -> str:
+    """Return a text with names in it as one line for a terminal: what cannot be printed is escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name is text, and not bytes in another encoding than UTF-8."""
+    return name == name.encode("utf-8", "ignore").decode("utf-8")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever the system refuses while `path`, or what lies in it, is read into one line.
+
+    Raises
+    ------
+    FedBiCrossError
+        With the file or folder that is at fault.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FedBiCrossError(unusable(error, path)) from error
+
+
+def unusable(error: OSError, path: Path | None = None) -> str:
+    """Return what the system refused, as one line: the file, why, and what to do.
+
+    Parameters
+    ----------
+    error : OSError
+        Names the file itself where it can.
+    path : Path, optional
+        What else is named.
+    """
+    named = path if error.filename is None else error.filename
+    name = "" if named is None else f"{named}: "
+    if len(name) > LONGEST_TEXT:
+        name = f"{name[:LONGEST_TEXT]}...: "
+    remedy = "check the path, and who may use it and the folders that it lies in"
+    return f"{name}{error.strerror or error}; {'make room' if disk_is_full(error) else remedy}"
 
 
 def base_for_sockets() -> Path:

@@ -76,7 +76,8 @@ class EventLog:
         self._append(Event(time.time(), "error", 1, 1, None, text))
 
     def _append(self, event: Event) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        # Progress is worth no failed run: on a full disk a reader just sees nothing.
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event)) + "\n")
 
 

@@ -11,11 +11,15 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.files import is_text, shown
 
 Scalar = bool | int | float | str
+
+LARGEST: Final = 2**63 - 1
+"""What a whole number may be, as Flower carries it."""
 
 
 def setting(
@@ -80,6 +84,9 @@ def walk(config: Any) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
 def convert(key: str, value: Any, declared: dataclasses.Field[Any]) -> Any:
     """Return `value` in the declared type; integers are taken for floats, nothing else is bent."""
     kind = type(declared.default)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        # Python would refuse to write out the longest.
+        raise FedBiCrossError(f"{key} is far too large or small: a number of {value.bit_length()} bits found")
     if isinstance(value, str) and value in declared.metadata["words"]:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -97,6 +104,8 @@ def check_value(key: str, value: Any, declared: dataclasses.Field[Any]) -> None:
     value = convert(key, value, declared)
     rules = declared.metadata
     if isinstance(value, str):
+        if not is_text(value):
+            raise FedBiCrossError(f"{key} = '{shown(value)}' is no text in UTF-8; choose a name that is")
         if rules["choices"] and value not in rules["choices"]:
             known = rules["choices"]
             raise FedBiCrossError(
@@ -125,7 +134,7 @@ def read_toml(path: Path) -> dict[str, Scalar]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FedBiCrossError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise FedBiCrossError(f"configuration {path} is not valid TOML: {error}") from error
     flat: dict[str, Scalar] = {}
     for key, value in flatten(tables):
@@ -163,6 +172,6 @@ def parse_override(text: str) -> tuple[str, Scalar]:
         )
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key, value.strip()
     return key, parsed

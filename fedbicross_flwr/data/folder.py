@@ -16,8 +16,12 @@ from PIL import Image, UnidentifiedImageError
 
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import is_text, reading
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+FORMATS: Final = ("BMP", "JPEG", "PNG", "TIFF")
+"""What is decoded, whatever a file's ending says: Pillow would hand EPS to another program."""
+
 _SPLITS: Final[dict[Part, tuple[str, ...]]] = {"train": ("train", "val"), "test": ("test",)}
 GRAY_MODES: Final = ("1", "L", "LA")
 COLOUR_MODES: Final = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -66,8 +70,11 @@ class FolderSource:
         digest = hashlib.sha256()
         for part in sorted(self.files):
             for file, _ in self.files[part]:
-                content = file.read_bytes()
-                digest.update(f"{file.relative_to(self.path).as_posix()}|{len(content)}|".encode())
+                with reading(file):
+                    content = file.read_bytes()
+                said = f"{file.relative_to(self.path).as_posix()}|{len(content)}|"
+                # A name need not be UTF-8.
+                digest.update(said.encode("utf-8", "surrogateescape"))
                 digest.update(content)
         return digest.hexdigest()[:16]
 
@@ -82,9 +89,9 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
     ------
     FedBiCrossError
         No ``train`` folder, fewer than two classes, an empty class, a class in ``val`` or ``test`` that
-        ``train`` has not, an unreadable image, or one that is not 28x28 pixels of 8 bits.
+        ``train`` has not, an unreadable folder or image, or one that is not 28x28 pixels of 8 bits.
     """
-    if not (path / "train").is_dir():
+    if not is_folder(path / "train"):
         raise FedBiCrossError(
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
@@ -117,13 +124,47 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
     return FolderSource(path, info, files)
 
 
+def entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder, by name; hidden files are nobody's concern."""
+    with reading(folder):
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it cannot be looked at.
+    """
+    with reading(path):
+        return path.is_dir()
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a file counts as an image, by its ending."""
+    return file.suffix.lower() in SUFFIXES
+
+
 def subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """Return the folders of the classes in a split's folder, by name.
+
+    Raises
+    ------
+    FedBiCrossError
+        When they cannot be looked at, or the name of one is no text.
+    """
+    found = [entry for entry in entries(folder) if is_folder(entry)]
+    for entry in found:
+        if not is_text(entry.name):
+            raise FedBiCrossError(f"{entry}: the name of this class is no text in UTF-8; rename the folder")
+    return found
 
 
 def _files(split: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
     """List one split's images with their labels, sorted; a split that is not there has none."""
-    if not split.is_dir():
+    if not is_folder(split):
         return []
     files: list[tuple[Path, int]] = []
     for folder in subfolders(split):
@@ -131,12 +172,7 @@ def _files(split: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
             raise FedBiCrossError(
                 f"{folder}: class '{folder.name}' has no folder in {split.with_name('train')}"
             )
-        images = sorted(
-            file
-            for file in folder.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
-        files += [(file, label_of[folder.name]) for file in images]
+        files += [(file, label_of[folder.name]) for file in entries(folder) if is_image(file)]
     return files
 
 
@@ -147,10 +183,12 @@ def opened(file: Path) -> Iterator[Image.Image]:
         # A file cut short may only warn before it fails; the line below says all there is to say.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not an image of the kinds {', '.join(FORMATS)}"
         raise FedBiCrossError(
             f"{file}: cannot be read as an image ({reason}); replace or remove it"
         ) from None

@@ -14,6 +14,7 @@ from urllib.error import URLError
 from fedbicross_flwr.data.npz import packed_files
 from fedbicross_flwr.data.packed import PackedSource, open_packed
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 
 _TASKS: Final = ("multi-class", "binary-class", "ordinal-regression")
 
@@ -94,7 +95,7 @@ def open_medmnist(flag: str, *, root: Path | None = None, download: bool = True)
 
 
 def _root(root: Path | None) -> Path:
-    return (root or Path("~/.medmnist")).expanduser()
+    return expanded(root or Path("~/.medmnist"))
 
 
 def _address(flag: str) -> str:

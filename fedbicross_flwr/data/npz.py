@@ -7,6 +7,7 @@ every client process. Here the zip member is read in chunks of about 1 MB and on
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -66,7 +67,9 @@ def _reading(path: Path, name: str | None = None) -> Iterator[zipfile.ZipFile]:
     except _BROKEN as error:
         raise FedBiCrossError(f"{what} cannot be read ({error}); the file is damaged, copy it anew") from None
     except OSError as error:
-        raise FedBiCrossError(f"{what} cannot be read ({error.strerror or error})") from None
+        raise FedBiCrossError(
+            f"{what} cannot be read ({error.strerror or error}); check who may read it, or copy it anew"
+        ) from None
 
 
 def array_names(path: Path) -> tuple[str, ...]:
@@ -82,11 +85,20 @@ def array_names(path: Path) -> tuple[str, ...]:
 
 
 def _header(member: IO[bytes]) -> ArrayHeader:
-    version = npy_format.read_magic(member)
     readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    if version not in readers:
+    try:
+        # It is parsed as Python before any checksum is held against it, and NumPy may warn before it fails.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            version = npy_format.read_magic(member)
+            found = readers[version](member) if version in readers else None
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:
+        raise ValueError("its header is damaged") from error
+    if found is None:
         raise ValueError(f"its .npy format {version[0]}.{version[1]} is not supported")
-    shape, fortran_order, dtype = readers[version](member)
+    shape, fortran_order, dtype = found
     return ArrayHeader(tuple(shape), dtype, fortran_order)
 
 
@@ -132,8 +144,8 @@ def read_rows(
     rows : (m,) int64
         Row numbers in any order; repeats are allowed.
     out : (k, ...) array
-        Receives row ``rows[i]`` at ``places[i]``. Beside it, memory is needed for a few chunks of 1 MB. An
-        array in Fortran order, whose rows do not lie together, is the exception: it is read whole.
+        Receives row ``rows[i]`` at ``places[i]``. Beside it, memory is needed for a few chunks of 1 MB; see
+        `read_chunks`.
     places : (m,) int64
         Row numbers in `out`.
 
@@ -144,21 +156,48 @@ def read_rows(
     """
     if not len(rows):
         return
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    start = 0
+    for chunk in read_chunks(path, name, stop=int(ascending[-1]) + 1):
+        low, high = np.searchsorted(ascending, [start, start + len(chunk)])
+        if low < high:
+            chosen = chunk[ascending[low:high] - start]
+            out[places[order[low:high]]] = chosen.reshape(len(chosen), *out.shape[1:])
+        start += len(chunk)
+
+
+def read_chunks(path: Path, name: str, step: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
+    """Yield the rows of one array in their order, some at a time.
+
+    An array in Fortran order, whose rows do not lie together, is read whole.
+
+    Parameters
+    ----------
+    path, name : Path, str
+        The file and the array in it, whose rows are not empty.
+    step : int, default 0
+        Rows of a chunk; 0: as many as are about 1 MB.
+    stop : int, optional
+        How many rows are wanted, all by default; the last chunk may hold more.
+
+    Raises
+    ------
+    FedBiCrossError
+        The file is damaged.
+    """
     with _reading(path, name) as archive, archive.open(f"{name}.npy") as member:
         header = _header(member)
-        if header.fortran_order:
-            out[places] = read_array(path, name)[rows].reshape(len(rows), *out.shape[1:])
-            return
         row_bytes = math.prod(header.shape[1:]) * header.dtype.itemsize
-        step = max(1, _CHUNK_BYTES // row_bytes)
-        order = np.argsort(rows, kind="stable")
-        ascending = rows[order]
-        for start in range(0, int(ascending[-1]) + 1, step):
+        step = step or max(1, _CHUNK_BYTES // row_bytes)
+        starts = range(0, header.shape[0] if stop is None else stop, step)
+        if header.fortran_order:
+            whole = read_array(path, name)
+            yield from (whole[start : start + step] for start in starts)
+            return
+        for start in starts:
             count = min(step, header.shape[0] - start)
             data = member.read(count * row_bytes)
             if len(data) != count * row_bytes:
                 raise EOFError("it ends early")
-            low, high = np.searchsorted(ascending, [start, start + count])
-            if low < high:
-                chunk = np.frombuffer(data, dtype=header.dtype).reshape(count, *out.shape[1:])
-                out[places[order[low:high]]] = chunk[ascending[low:high] - start]
+            yield np.frombuffer(data, dtype=header.dtype).reshape(count, *header.shape[1:])

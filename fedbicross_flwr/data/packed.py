@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 from fedbicross_flwr.data.npz import array_names, read_array, read_header, read_rows
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import reading
 
 _SPLITS: Final[dict[Part, tuple[str, ...]]] = {"train": ("train", "val"), "test": ("test",)}
+_ARRAYS: Final = (
+    *(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels")),
+    "class_names",
+)
 _SHAPES: Final = "(n, 28, 28), (n, 28, 28, 1) or (n, 28, 28, 3)"
 
 
@@ -67,7 +72,7 @@ class PackedSource:
 
     @cached_property
     def _file_digest(self) -> str:
-        with self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def fingerprint(self) -> str:
@@ -119,15 +124,22 @@ def open_packed(
     return PackedSource(path, info, labels, digest)
 
 
-def read_splits(path: Path) -> tuple[int, dict[str, NDArray[np.int64]]]:
+def read_splits(path: Path, *, discreet: bool = False) -> tuple[int, dict[str, NDArray[np.int64]]]:
     """Return the number of channels of all images, and the labels of each split that is there.
+
+    Parameters
+    ----------
+    path : Path
+        The .npz file.
+    discreet : bool, default False
+        Whether others will read what is wrong with it; see `present_splits`.
 
     Raises
     ------
     FedBiCrossError
         When arrays are missing, or their shapes or types do not fit each other.
     """
-    splits = present_splits(path, array_names(path))
+    splits = present_splits(path, array_names(path), discreet=discreet)
     channels = {split: check_images(path, split) for split in splits}
     if len(set(channels.values())) > 1:
         found = ", ".join(f"{split}_images has {count}" for split, count in channels.items())
@@ -135,7 +147,15 @@ def read_splits(path: Path) -> tuple[int, dict[str, NDArray[np.int64]]]:
     return channels["train"], {split: read_labels(path, split) for split in splits}
 
 
-def present_splits(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+def present_splits(path: Path, names: tuple[str, ...], *, discreet: bool = False) -> tuple[str, ...]:
+    """Return the splits that an .npz file has, given the names of its arrays.
+
+    Raises
+    ------
+    FedBiCrossError
+        When images or labels are missing. With `discreet`, the names that are none of the layout's are only
+        counted: they could be anything.
+    """
     splits = tuple(
         split for split in ("train", "val", "test") if {f"{split}_images", f"{split}_labels"} & {*names}
     )
@@ -144,7 +164,9 @@ def present_splits(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     ]
     missing = [name for name in wanted if name not in names]
     if missing:
-        found = ", ".join(names) or "nothing"
+        told = [name for name in names if name in _ARRAYS or not discreet]
+        others = [f"{len(names) - len(told)} other array(s)"] if len(told) < len(names) else []
+        found = ", ".join([*told, *others]) or "nothing"
         raise FedBiCrossError(
             f"{path}: missing {', '.join(missing)}; found {found}; save train_images, train_labels and, "
             "if you have them, val_* and test_*"
@@ -157,7 +179,7 @@ def check_images(path: Path, split: str) -> int:
     name = f"{split}_images"
     header = read_header(path, name)
     if header.dtype != np.uint8:
-        raise FedBiCrossError(f"{path}: {name} is {header.dtype}; save the images as uint8, 0 to 255")
+        raise FedBiCrossError(f"{path}: {name} is {header.dtype.name}; save the images as uint8, 0 to 255")
     shape = header.shape
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         raise FedBiCrossError(f"{path}: {name} has shape {shape}; expected {_SHAPES}")
@@ -179,7 +201,7 @@ def read_labels(path: Path, split: str) -> NDArray[np.int64]:
     name = f"{split}_labels"
     header = read_header(path, name)
     if header.dtype.kind not in "iu":
-        raise FedBiCrossError(f"{path}: {name} is {header.dtype}; labels must be integers 0, 1, 2, ...")
+        raise FedBiCrossError(f"{path}: {name} is {header.dtype.name}; labels must be integers 0, 1, 2, ...")
     if len(header.shape) != 1 and header.shape[1:] != (1,):
         raise FedBiCrossError(
             f"{path}: {name} has shape {header.shape}; expected (n,) or (n, 1): one label an image "
@@ -195,8 +217,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     array = read_array(path, "class_names")
     if array.dtype.kind != "U" or array.ndim != 1:
         raise FedBiCrossError(
-            f"{path}: class_names is {array.dtype} of shape {array.shape}; expected a one-dimensional array "
-            "of strings"
+            f"{path}: class_names is {array.dtype.name} of shape {array.shape}; expected a one-dimensional "
+            "array of strings"
         )
     return tuple(str(name) for name in array)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from fedbicross_flwr.data.folder import open_folder
+from fedbicross_flwr.data.folder import is_folder, open_folder
 from fedbicross_flwr.data.npz import packed_files
 from fedbicross_flwr.data.packed import open_packed
 from fedbicross_flwr.data.source import ImageSource
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 
 SITE_LICENCE: Final = "the site's own"
 
@@ -27,8 +28,8 @@ def open_site(path: Path) -> ImageSource:
     FedBiCrossError
         Nothing is there, or what is there cannot be used; the message says why and what to do.
     """
-    path = path.expanduser()
-    if path.is_dir():
+    path = expanded(path)
+    if is_folder(path):
         return open_folder(path, name=path.resolve().name, licence=SITE_LICENCE)
     if not path.exists():
         raise FedBiCrossError(absent_line(path))

@@ -18,6 +18,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.handover.file import Handover
 from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.site.data import site_images
+from fedbicross_flwr.site.identity import make_store
 from fedbicross_flwr.site.store import RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask
 
@@ -59,7 +60,7 @@ def personalise(
     config = handover.config
     runtime = dataclasses.replace(config.runtime, device=device or config.runtime.device)
     task = ClientTask(handover.client, handover.spec, config, Compute.of(runtime), progress)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_store(folder, "give --store")
     store = SiteStore(folder, handover.class_names)
     check_own(handover, data, folder, store.local(upload_key(images, task)) is not None)
     own = first_round(images, task, store)

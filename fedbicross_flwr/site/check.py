@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.site import absent_line
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.evaluation import METRICS
+from fedbicross_flwr.files import expanded, reading
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.report.units import count, human_bytes
-from fedbicross_flwr.site.data import check_channels, open_site_source
+from fedbicross_flwr.site.data import check_channels, open_site_source, training_order
 from fedbicross_flwr.site.findings import Findings, look_at_folder, look_at_packed, named
-from fedbicross_flwr.training import LabelledImages
+from fedbicross_flwr.training import LabelledImages, check_trainable
 
 FEW: Final = 10
 """Training images below which a class is pointed out."""
@@ -71,23 +74,28 @@ def check_site(path: Path, config: RunConfig, classes: Sequence[str] | None = No
     Raises
     ------
     FedBiCrossError
-        When the configured network is unknown. What is wrong with the data is in the report.
+        When the configured network is unknown, or `path` may not be looked at. What is wrong with the data is
+        in the report.
     """
-    path, found = path.expanduser(), Findings()
+    path, found = expanded(path), Findings()
     classes = classes or config.deployment.classes or None
-    if not path.exists():
+    with reading(path):
+        present, look = path.exists(), look_at_folder if path.is_dir() else look_at_packed
+    if not present:
         found.problems.append(absent_line(path))
         return SiteReport(found, (), ())
-    own = (look_at_folder if path.is_dir() else look_at_packed)(path, found, classes)
+    own = found.attempt(lambda: look(path, found, classes)) or ()
     if own:
         check_counts(path, own, config, found)
         check_names(own, classes, found, by_name=path.is_dir())
         check_duplicates(found)
     if own and config.is_deployment:
         found.attempt(lambda: check_channels(path, found.channels, config.deployment.channels))
-    if own and classes and not found.problems:
-        # What a run would refuse must not be passed here, so its own reader has the last word.
-        found.attempt(lambda: open_site_source(path, classes))
+    if own and not found.problems:
+        # What a run would refuse must not be passed here, so its own reader and rules have the last word.
+        source = found.attempt(lambda: open_site_source(path, classes or own))
+        if source is not None:
+            found.attempt(lambda: check_training(path, source.labels("train"), config))
     number = len(classes or own)
     known = number > 1 and found.channels > 0
     return SiteReport(found, own, what_leaves(found, config, number) if known else ())
@@ -101,9 +109,11 @@ def read_classes(given: str) -> tuple[str, ...]:
     FedBiCrossError
         When it is neither, or names fewer than two classes or one twice.
     """
-    path = Path(given).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if "," not in given else given.split(",")
+        if "," in given:
+            lines = given.split(",")
+        else:
+            lines = expanded(Path(given)).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FedBiCrossError(
             f"--classes {given!r} is no file of text that can be read ({error}); give a file with one class "
@@ -120,11 +130,16 @@ def read_classes(given: str) -> tuple[str, ...]:
 def check_counts(path: Path, own: Sequence[str], config: RunConfig, found: Findings) -> None:
     """Hold the numbers of images against what training needs."""
     numbers = {name: training_images(found, name) for name in own}
+    kept = validation_images(found, config)
     for name, number in numbers.items():
         if not number:
             found.notes.append(f"class '{name}' has no training image: the site would take part without it")
         elif number < FEW:
-            found.notes.append(f"class '{name}' has {count(number, 'training image')}, fewer than {FEW}")
+            lost = "; all of them may be kept for validation, so that none is trained on"
+            found.notes.append(
+                f"class '{name}' has {count(number, 'training image')}, fewer than {FEW}"
+                f"{lost if number <= kept else ''}"
+            )
     present = sum(number > 0 for number in numbers.values())
     if present < config.client.min_classes:
         found.problems.append(
@@ -135,10 +150,42 @@ def check_counts(path: Path, own: Sequence[str], config: RunConfig, found: Findi
         found.notes.append("no test images: nothing would be scored at this site")
 
 
+def check_training(path: Path, labels: NDArray[np.int64], config: RunConfig) -> None:
+    """Hold the labels of the training images against what a run trains on, once validation has its share.
+
+    Which images serve as validation depends on the run's seed and on which of its sites this is, so data pass
+    if they do as any of them.
+
+    Raises
+    ------
+    FedBiCrossError
+        When training would be refused.
+    """
+    fraction = config.client.validation_fraction
+    for client in range(max(len(config.deployment.site_names), 1)):
+        order = training_order(labels, config.seed, client)
+        ordered = LabelledImages(torch.empty(len(labels)), torch.from_numpy(labels[order]))
+        training, validation = ordered.split(fraction)
+        try:
+            check_trainable(training, config.client)
+        except FedBiCrossError as error:
+            raise FedBiCrossError(
+                f"{path}: {count(len(validation), 'image')} of {len(labels):,} would be kept for validation "
+                f"(client.validation_fraction = {fraction:g}); of the rest, {error}"
+            ) from error
+
+
 def training_images(found: Findings, name: str | None = None) -> int:
     """Return the number of images that can be trained on, validation included; of one class or of all."""
     splits = [found.images[split] for split in ("train", "val") if split in found.images]
     return sum(images[name] if name is not None else images.total() for images in splits)
+
+
+def validation_images(found: Findings, config: RunConfig) -> int:
+    """Return how many of the training images a run keeps for validation."""
+    empty = torch.empty(training_images(found))
+    _, validation = LabelledImages(empty, empty).split(config.client.validation_fraction)
+    return len(validation)
 
 
 def check_names(own: Sequence[str], classes: Sequence[str] | None, found: Findings, *, by_name: bool) -> None:
@@ -204,10 +251,8 @@ def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[L
         state = build_model(spec, seed=0).state_dict()
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     model = f"the {len(state)} arrays of the trained {spec.name} of width {spec.width}"
-    images = training_images(found)
+    images, kept = training_images(found), validation_images(found, config)
     tests = found.images["test"].total() if "test" in found.images else 0
-    empty = torch.empty(images)
-    _, validation = LabelledImages(empty, empty).split(config.client.validation_fraction)
     rounds = f"each of {config.flower.rounds} rounds" if is_flower(config.method) else "round 1"
     leaving = [
         Leaving(rounds, model, f"{human_bytes(total)} ({total:,} bytes)"),
@@ -216,7 +261,7 @@ def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[L
     if is_flower(config.method):
         leaving.append(Leaving(rounds, "the mean loss on the training images, if asked for", "1 number"))
     else:
-        leaving.append(Leaving(rounds, f"the accuracy on {len(validation):,} validation images", "1 number"))
+        leaving.append(Leaving(rounds, f"the accuracy on {kept:,} validation images", "1 number"))
     if config.needs_subspaces:
         rank, pixels = config.clustering.pacfl_rank, spec.channels * 28 * 28
         size = human_bytes(4 * num_classes * pixels * rank)

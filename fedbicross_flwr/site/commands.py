@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import expanded, shown, write_bytes
 from fedbicross_flwr.settings import read_toml
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def card(
     """Write a model card for a site's personal model, as Markdown."""
     from fedbicross_flwr.site.model_card import model_card
 
-    deliver(model_card(model).encode("utf-8"), out)
+    deliver(model_card(model).encode("utf-8", "backslashreplace"), out)
 
 
 def export_onnx(
@@ -66,7 +66,7 @@ def export_onnx(
     from fedbicross_flwr.report.units import human_bytes
     from fedbicross_flwr.site.onnx_export import export_onnx
 
-    made = export_onnx(model, out.expanduser())
+    made = export_onnx(model, expanded(out))
     print(
         f"{made.path}: {human_bytes(made.path.stat().st_size)}; its probabilities are those of the model "
         f"within {made.difference:.1g} on {made.images} images"
@@ -103,7 +103,7 @@ def check(
     show(report, Console(markup=False, highlight=False))
     for problem in report.found.problems:
         # Not through rich, which would wrap the line.
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {shown(problem)}", file=sys.stderr)
     if not report.usable:
         raise typer.Exit(2)
     print("This data can be used.")
@@ -114,7 +114,7 @@ def deliver(content: bytes, out: Path | None) -> None:
     if out is None:
         typer.echo(content, nl=False)
     else:
-        write_bytes(out.expanduser(), content)
+        write_bytes(expanded(out), content)
 
 
 def show(report: SiteReport, console: Console) -> None:
@@ -135,7 +135,7 @@ def show(report: SiteReport, console: Console) -> None:
     for line in STAYS:
         console.print(f"  - {line}")
     for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {shown(note)}", soft_wrap=True)
 
 
 def counts_table(report: SiteReport) -> Table:
@@ -147,5 +147,5 @@ def counts_table(report: SiteReport) -> Table:
         table.add_column(split, justify="right", footer=f"{images[split].total():,}")
     strangers = sorted({name for split in images.values() for name in split} - set(report.classes))
     for name in (*report.classes, *strangers):
-        table.add_row(name, *(f"{images[split][name]:,}" for split in images))
+        table.add_row(shown(name), *(f"{images[split][name]:,}" for split in images))
     return table

@@ -14,12 +14,22 @@ import torch
 from numpy.typing import NDArray
 
 from fedbicross_flwr.client import ClientImages
-from fedbicross_flwr.data.folder import GRAY_MODES, SUFFIXES, FolderSource, check_image, subfolders
+from fedbicross_flwr.data.folder import (
+    GRAY_MODES,
+    SUFFIXES,
+    FolderSource,
+    check_image,
+    entries,
+    is_folder,
+    is_image,
+    subfolders,
+)
 from fedbicross_flwr.data.npz import array_names
 from fedbicross_flwr.data.packed import PackedSource, read_class_names, read_splits
 from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.files import expanded, reading
 from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.training import LabelledImages
 
@@ -48,12 +58,17 @@ def site_images(
     """
     source = open_site_source(path, classes)
     check_channels(path, source.info.channels, channels)
-    labels = source.labels("train")
-    order = np.arange(len(labels))
-    if lies_class_by_class(labels):
-        order = numpy_generator(seed, "site-order", client).permutation(order)
+    order = training_order(source.labels("train"), seed, client)
     tests = {"local": labelled(source, "test")} if source.info.has_test else {}
     return ClientImages(labelled(source, "train", order), tests, source.fingerprint())
+
+
+def training_order(labels: NDArray[np.int64], seed: int, client: int) -> NDArray[np.int64]:
+    """Return the order in which training images are taken, as row numbers; see `site_images`."""
+    rows = np.arange(len(labels))
+    if lies_class_by_class(labels):
+        return numpy_generator(seed, "site-order", client).permutation(rows)
+    return rows
 
 
 def check_channels(path: Path, found: int, agreed: int) -> None:
@@ -79,12 +94,14 @@ def open_site_source(path: Path, classes: Sequence[str]) -> ImageSource:
     FedBiCrossError
         See `site_images`.
     """
-    path = path.expanduser()
-    if not path.exists():
+    path = expanded(path)
+    with reading(path):
+        present, folder = path.exists(), path.is_dir()
+    if not present:
         raise FedBiCrossError(
             f"{path}: no such file or folder; set data-path to an .npz file or a folder with train/<class>/"
         )
-    return open_folder_as(path, classes) if path.is_dir() else open_packed_as(path, classes)
+    return open_folder_as(path, classes) if folder else open_packed_as(path, classes)
 
 
 def open_packed_as(path: Path, classes: Sequence[str]) -> PackedSource:
@@ -92,7 +109,7 @@ def open_packed_as(path: Path, classes: Sequence[str]) -> PackedSource:
 
     Without an array ``class_names`` only the number of classes can be compared, so every class must occur.
     """
-    channels, labels = read_splits(path)
+    channels, labels = read_splits(path, discreet=True)
     check_labels(
         path, read_class_names(path) if "class_names" in array_names(path) else None, labels, classes
     )
@@ -133,7 +150,7 @@ def check_labels(
 
 def open_folder_as(path: Path, classes: Sequence[str]) -> FolderSource:
     """Open a folder; a class folder's label is the place of its name among the federation's classes."""
-    if not (path / "train").is_dir():
+    if not is_folder(path / "train"):
         raise FedBiCrossError(
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
@@ -152,7 +169,7 @@ def open_folder_as(path: Path, classes: Sequence[str]) -> FolderSource:
 
 def files_in(split: Path, label_of: Mapping[str, int]) -> list[tuple[Path, int]]:
     """List one split's images with their labels, in the order of labels and names."""
-    folders = subfolders(split) if split.is_dir() else []
+    folders = subfolders(split) if is_folder(split) else []
     for folder in folders:
         if folder.name not in label_of:
             raise FedBiCrossError(
@@ -162,8 +179,8 @@ def files_in(split: Path, label_of: Mapping[str, int]) -> list[tuple[Path, int]]
     return [
         (file, label_of[folder.name])
         for folder in sorted(folders, key=lambda one: label_of[one.name])
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        for file in entries(folder)
+        if is_image(file)
     ]
 
 

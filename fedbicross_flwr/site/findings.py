@@ -16,8 +16,17 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbicross_flwr.data.folder import COLOUR_MODES, GRAY_MODES, SUFFIXES, opened, subfolders
-from fedbicross_flwr.data.npz import array_names, read_array
+from fedbicross_flwr.data.folder import (
+    COLOUR_MODES,
+    GRAY_MODES,
+    SUFFIXES,
+    entries,
+    is_folder,
+    is_image,
+    opened,
+    subfolders,
+)
+from fedbicross_flwr.data.npz import array_names, read_chunks
 from fedbicross_flwr.data.packed import (
     check_classes,
     check_images,
@@ -87,20 +96,16 @@ def named(words: Iterable[str], limit: int = NAMED) -> str:
 
 def look_at_folder(path: Path, found: Findings, classes: Sequence[str] | None) -> tuple[str, ...]:
     """Read every image of a folder, and return its own classes; `classes` are the federation's."""
-    if not (path / "train").is_dir():
+    if not is_folder(path / "train"):
         found.problems.append(
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
         return ()
     own = tuple(folder.name for folder in subfolders(path / "train"))
     look = FolderLook(path, found)
-    for split in (split for split in SPLITS if (path / split).is_dir()):
+    for split in (split for split in SPLITS if is_folder(path / split)):
         found.images[split], found.prints[split] = Counter(), []
-        for entry in sorted((path / split).iterdir()):
-            if entry.is_dir() and not entry.name.startswith("."):
-                look.at_class(split, entry)
-            else:
-                look.pass_over(entry)
+        found.attempt(partial(look.at_split, split))
         for stranger in sorted(found.images[split].keys() - {*own, *(classes or ())}):
             found.problems.append(
                 f"{path / split}: class '{stranger}' has no folder in train{near_names(stranger, own)}"
@@ -121,12 +126,20 @@ class FolderLook:
     passed: list[str] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
 
+    def at_split(self, split: str) -> None:
+        """Look at the folders of all classes in one split."""
+        for entry in entries(self.path / split):
+            if is_folder(entry):
+                self.found.attempt(partial(self.at_class, split, entry))
+            else:
+                self.passed.append(self.name(entry))
+
     def at_class(self, split: str, folder: Path) -> None:
         """Look at the files of one class."""
         self.found.images[split][folder.name] = 0
-        for file in sorted(folder.iterdir()):
-            if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
-                self.pass_over(file)
+        for file in entries(folder):
+            if not is_image(file):
+                self.passed.append(self.name(file))
             elif (print_ := self.at_image(file)) is not None:
                 self.found.images[split][folder.name] += 1
                 self.found.prints[split].append((self.name(file), print_))
@@ -152,11 +165,6 @@ class FolderLook:
     def name(self, file: Path) -> str:
         """Return a file's name below the folder."""
         return file.relative_to(self.path).as_posix()
-
-    def pass_over(self, entry: Path) -> None:
-        """Remember what no reader looks at; hidden files are nobody's concern."""
-        if not entry.name.startswith("."):
-            self.passed.append(self.name(entry))
 
     def conclude(self) -> None:
         """Turn what was sorted into problems and notes."""
@@ -199,13 +207,19 @@ def look_at_packed(path: Path, found: Findings, classes: Sequence[str] | None) -
     found.channels = channels["train"]
     for split in splits:
         found.images[split] = Counter(own[label] for label in labels[split].tolist())
-        pixels = found.attempt(partial(read_array, path, f"{split}_images"))
-        if pixels is not None:
-            found.sizes[f"{IMAGE_SIZE}x{IMAGE_SIZE}"] += len(pixels)
-            found.prints[split] = [(f"{split} {row}", fingerprint(one)) for row, one in enumerate(pixels)]
+        prints = found.attempt(partial(packed_prints, path, split))
+        if prints is not None:
+            found.sizes[f"{IMAGE_SIZE}x{IMAGE_SIZE}"] += len(prints)
+            found.prints[split] = prints
     if "class_names" not in arrays:
         found.notes.append(f"{path}: no class_names in it; labels 0, 1, ... are taken to be {', '.join(own)}")
     return own
+
+
+def packed_prints(path: Path, split: str) -> list[tuple[str, bytes]]:
+    """Return where each image of a split is, and the digest of its pixels."""
+    images = (image for chunk in read_chunks(path, f"{split}_images") for image in chunk)
+    return [(f"{split} {row}", fingerprint(image)) for row, image in enumerate(images)]
 
 
 def classes_of(

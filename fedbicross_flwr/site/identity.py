@@ -10,7 +10,7 @@ from typing import Any, Final
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_deployment import SITE_NAME
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import expanded, write_bytes
 
 NODE_CONFIG: Final = "--node-config \"data-path='/path/to/images' site-name='name'\""
 STORES: Final = Path("~/.fedbicross")
@@ -44,7 +44,8 @@ class Site:
         Raises
         ------
         FedBiCrossError
-            When a key is missing, or the name is none of the federation's sites.
+            When a key is missing, the name is none of the federation's sites, or a path names a user who
+            has no home folder.
         """
         name, data = (str(node_config.get(key, "")).strip() for key in ("site-name", "data-path"))
         if not name or not data:
@@ -58,33 +59,45 @@ class Site:
                 f"site-name = {name!r} is none of the federation's sites{near_names(name, sites)}; ask the "
                 "coordinating centre for the name in deployment.sites"
             )
-        return cls(name, sites.index(name), Path(data).expanduser().absolute(), store_of(node_config, name))
+        store = expanded(store_of(node_config, name)).absolute()
+        return cls(name, sites.index(name), expanded(Path(data)).absolute(), store)
 
     def open_store(self) -> Path:
-        """Make the store, for its owner alone, and try to write there, before any time is spent on training.
-
-        Raises
-        ------
-        FedBiCrossError
-            When it cannot be written.
-        """
-        try:
-            self.store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise FedBiCrossError(
-                f"cannot make the store {self.store}: {error.strerror}; set store-path to a folder that can "
-                "be written"
-            ) from error
-        probe = self.store / ".writable"
-        write_bytes(probe, b"written to see whether it can be\n")
-        probe.unlink(missing_ok=True)
+        """Make the store and return it; see `make_store`."""
+        make_store(self.store, "set store-path to")
         return self.store
 
 
+def make_store(store: Path, how: str) -> None:
+    """Make a site's store, for its owner alone, and try to write there, before time is spent on training.
+
+    Parameters
+    ----------
+    store : Path
+        The folder.
+    how : str
+        How another can be named.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it cannot be written.
+    """
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FedBiCrossError(
+            f"cannot make the store {store}: {error.strerror}; {how} a folder that can be written"
+        ) from error
+    probe = store / ".writable"
+    write_bytes(probe, b"written to see whether it can be\n")
+    probe.unlink(missing_ok=True)
+
+
 def store_of(node_config: Mapping[str, Any], name: str) -> Path:
-    """Return the store that a node configuration names, or the usual one."""
+    """Return the store that a node configuration names, as it is written there, or the usual one."""
     given = str(node_config.get("store-path", "")).strip()
-    return (Path(given) if given else STORES / name).expanduser().absolute()
+    return Path(given) if given else STORES / name
 
 
 def places_of(node_config: Mapping[str, Any]) -> dict[str, Path]:

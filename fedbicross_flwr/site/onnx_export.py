@@ -1,4 +1,4 @@
-"""A model as ONNX, for programs without PyTorch; needs the optional packages of ``fedbicross[onnx]``.
+"""A model as ONNX, for programs without PyTorch; needs the optional packages of the extra ``onnx``.
 
 The graph is all that `Classifier.predict` does: it takes images as uint8, scales them, and gives calibrated
 probabilities. A file is put in place only after onnxruntime has answered as PyTorch does.
@@ -84,7 +84,7 @@ def export_onnx(model: Path, out: Path) -> Exported:
     if missing:
         raise FedBiCrossError(
             f"export-onnx needs packages that are not installed: {', '.join(missing)}; "
-            "run pip install 'fedbicross[onnx]'"
+            "run uv pip install -e '.[onnx]' in the checkout"
         )
     path = model_file(model)
     classifier = load_model(path, device="cpu")

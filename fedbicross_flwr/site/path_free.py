@@ -12,9 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-OTHER_PATH: Final = re.compile(r"(?<![\w.*<>/)-])~?/[^\s:;,'\"()]+")
-"""What looks like an absolute path; `train/<class>` in an explanation does not."""
-END: Final = re.compile(r"[\s:;,'\"()]")
+from fedbicross_flwr.errors import harmless
+
+OTHER_PATH: Final = re.compile(r"(?<![\w.*<>/)-])~?/(?=[^\s:;,'\"()])")
+"""What an absolute path seems to begin with; `train/<class>` in an explanation does not."""
+END: Final = re.compile(r"[\s:;,'\"()]|$")
+CLOSING: Final[Mapping[str, re.Pattern[str]]] = {quote: re.compile(rf"{quote}(?!\w)") for quote in "'\""}
+COLON: Final = re.compile(r":\s")
 
 
 def path_free(text: str, places: Mapping[str, Path]) -> str:
@@ -37,12 +41,12 @@ def path_free(text: str, places: Mapping[str, Path]) -> str:
         key=lambda pair: -len(pair[0]),
     )
     for form, word in known:
-        text = replace_below(text, form, word)
-    return " ".join(OTHER_PATH.sub("a path of the site", text).split())
+        text = replace_paths(text, re.compile(re.escape(form)), word)
+    return harmless(replace_paths(text, OTHER_PATH, "a path of the site"))
 
 
 def is_there(path: str) -> bool:
-    """Return whether there is such a file, folder or link, whatever it leads to."""
+    """Return whether there is such a file, folder or link, whatever it leads to, as far as can be seen."""
     try:
         return os.path.lexists(path)
     except (OSError, ValueError):  # too long a name, or a zero byte
@@ -51,26 +55,34 @@ def is_there(path: str) -> bool:
 
 def spellings(path: Path) -> Iterator[str]:
     """Yield the ways in which a message may write a path: messages write absolute ones."""
-    yield str(path.expanduser().absolute())
-    yield str(path.expanduser().resolve())
+    try:
+        path = path.expanduser()
+    except RuntimeError:  # there is no such user, and messages have the path as it was given
+        yield str(path)
+    yield str(path.absolute())
+    yield os.path.realpath(path)
 
 
-def replace_below(text: str, root: str, word: str) -> str:
+def replace_paths(text: str, root: re.Pattern[str], word: str) -> str:
     """Replace every path that begins with `root`."""
-    start = text.find(root)
-    while start >= 0:
-        end = end_of_path(text, start, start + len(root))
+    found = root.search(text)
+    while found:
+        start, end = found.start(), end_of_path(text, found.start(), found.end())
         text = text[:start] + word + text[end:]
-        start = text.find(root, start + len(word))
+        found = root.search(text, start + len(word))
     return text
 
 
 def end_of_path(text: str, start: int, least: int) -> int:
     """Return where a path ends.
 
-    Names may hold spaces and colons, so the longest path that exists is taken; what follows up to a space
-    or a colon is the name of a file that does not.
+    Names may hold spaces and colons, so the longest path that exists is taken. Where it does not seem whole,
+    what is behind it is a name that was removed meanwhile or that nobody may look at. Nothing says where that
+    ends, so all goes to the last quote or colon that may close it: rather an explanation than a name.
     """
     exist = (end for end in range(len(text), least, -1) if is_there(text[start:end]))
-    found = END.search(text, next(exist, least))
-    return found.start() if found else len(text)
+    whole = next(exist, least)
+    if END.match(text, whole):
+        return whole
+    closing = CLOSING.get(text[start - 1 : start], COLON)
+    return max((found.start() for found in closing.finditer(text, whole)), default=len(text))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
-from fedbicross_flwr.artifacts import Classifier, load_model
-from fedbicross_flwr.data.folder import GRAY_MODES, FolderSource, check_image
-from fedbicross_flwr.data.npz import array_names, read_array, read_header
+from fedbicross_flwr.artifacts import load_model
+from fedbicross_flwr.data.folder import GRAY_MODES, FolderSource, check_image, is_folder
+from fedbicross_flwr.data.npz import array_names, read_chunks, read_header
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded, reading
 from fedbicross_flwr.site.store import PERSONAL
 
 CHUNK: Final = 2048
@@ -26,7 +28,7 @@ CHUNK: Final = 2048
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in the order of their names; ``read(rows)`` returns uint8 (m, 28, 28, channels).
+    """Images in the order of their names; `chunks` gives them once, uint8 (m, 28, 28, channels) at a time.
 
     `heading` is that of the names' column: ``file``, or ``index`` for the rows of an array.
     """
@@ -34,7 +36,7 @@ class Batch:
     heading: str
     names: Sequence[str]
     channels: int
-    read: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    chunks: Iterator[NDArray[np.uint8]]
 
 
 def model_file(path: Path) -> Path:
@@ -45,8 +47,10 @@ def model_file(path: Path) -> Path:
     FedBiCrossError
         When there is neither.
     """
-    path = path.expanduser()
-    if not path.exists():
+    path = expanded(path)
+    with reading(path):
+        present = path.exists()
+    if not present:
         raise FedBiCrossError(f"{path}: no such file or folder; give a model file or a site's folder")
     if not path.is_dir():
         return path
@@ -75,29 +79,23 @@ def predictions(model: Path, images: Path, device: str = "auto") -> bytes:
     FedBiCrossError
         When the model or an image cannot be read, or the images are none that the model takes.
     """
-    path = images.expanduser()
+    path = expanded(images)
     classifier = load_model(model_file(model), device)
-    batch = folder_batch(path) if path.is_dir() else packed_batch(path)
+    batch = folder_batch(path) if is_folder(path) else packed_batch(path)
     if batch.channels != classifier.spec.channels:
         kind = {1: "grayscale, 1 channel", 3: "in colour, 3 channels"}
         raise FedBiCrossError(
             f"{path}: the images are {kind[batch.channels]}, but the model takes images "
             f"{kind[classifier.spec.channels]}; save them as those that it was trained on"
         )
-    return as_csv(batch, classifier.class_names, answers(classifier, batch))
-
-
-def answers(classifier: Classifier, batch: Batch) -> Iterator[NDArray[np.float32]]:
-    """Yield probabilities, float32 (m, C), chunk after chunk."""
-    for start in range(0, len(batch.names), CHUNK):
-        yield classifier.predict(batch.read(np.arange(start, min(start + CHUNK, len(batch.names)))))
+    return as_csv(batch, classifier.class_names, map(classifier.predict, batch.chunks))
 
 
 def folder_batch(folder: Path) -> Batch:
     """Return the images in a folder and the folders in it, by name; hidden ones are passed over.
 
     They are read and refused as those of a site's folder are (`fedbicross_flwr.data.folder`), but for the
-    endings: a file counts as an image when Pillow has a reader for its ending.
+    endings: a file with the ending of another kind of image is refused, so that none goes unanswered.
 
     Raises
     ------
@@ -105,28 +103,47 @@ def folder_batch(folder: Path) -> Batch:
         When there is no image, one cannot be read, or one is not 28x28 pixels of 8 bits.
     """
     endings = readable_endings()
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in endings and file.is_file() and not hidden(file.relative_to(folder))
-    )
+    with reading(folder):
+        files = sorted(
+            file for file in visible_files(folder) if file.suffix.lower() in endings and file.is_file()
+        )
     if not files:
         raise FedBiCrossError(f"{folder}: no image in it; give a folder of images or an .npz file")
     channels = 1 if {check_image(file) for file in files} <= {*GRAY_MODES} else 3
     info = DatasetInfo(folder.name, (), channels, IMAGE_SIZE, "", str(folder))
     source = FolderSource(folder, info, {"train": (), "test": tuple((file, 0) for file in files)})
     names = [file.relative_to(folder).as_posix() for file in files]
-    return Batch("file", names, channels, lambda rows: source.images("test", rows))
+    starts = range(0, len(files), CHUNK)
+    chunks = (source.images("test", np.arange(len(files))[start : start + CHUNK]) for start in starts)
+    return Batch("file", names, channels, chunks)
 
 
 def readable_endings() -> set[str]:
-    """Return the endings that Pillow has a reader for, in lower case with their dot."""
-    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """Return the endings of images, in lower case with their dot: those that Pillow itself can decode."""
+    kinds = {kind for kind, (opener, _) in Image.OPEN.items() if not is_stub(opener)} - {"EPS", "WMF"}
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in kinds}
 
 
-def hidden(path: Path) -> bool:
-    """Return whether a file, or a folder that it lies in, is hidden."""
-    return any(part.startswith(".") for part in path.parts)
+def is_stub(opener: object) -> bool:
+    """Return whether Pillow knows a kind of image by name alone."""
+    return isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and in all folders in it, but for hidden ones and what lies in them.
+
+    Raises
+    ------
+    OSError
+        When a folder cannot be read: what is in it would go unanswered.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def packed_batch(path: Path) -> Batch:
@@ -153,8 +170,9 @@ def packed_batch(path: Path) -> Batch:
         )
     if not shape[0]:
         raise FedBiCrossError(f"{path}: no image in {name}")
-    images: NDArray[np.uint8] = read_array(path, name).reshape(shape)
-    return Batch("index", [str(row) for row in range(shape[0])], shape[3], lambda rows: images[rows])
+    # A copy, as PyTorch wants arrays that could be written to.
+    chunks = (chunk.reshape(-1, *shape[1:]).copy() for chunk in read_chunks(path, name, CHUNK))
+    return Batch("index", [str(row) for row in range(shape[0])], shape[3], chunks)
 
 
 def as_csv(batch: Batch, class_names: Sequence[str], probabilities: Iterator[NDArray[np.float32]]) -> bytes:

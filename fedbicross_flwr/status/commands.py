@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedbicross_flwr.files import expanded
+
 
 def status(
     run: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")],
@@ -18,8 +20,8 @@ def status(
     from fedbicross_flwr.status.display import show_status, watch_status
     from fedbicross_flwr.status.run_status import read_status
 
-    console = Console(markup=False, highlight=False)
+    console, folder = Console(markup=False, highlight=False), expanded(run)
     if watch:
-        watch_status(run.expanduser(), console)
+        watch_status(folder, console)
     else:
-        console.print(show_status(read_status(run.expanduser())))
+        console.print(show_status(read_status(folder)))

@@ -104,6 +104,14 @@ def test_a_spoilt_line_is_passed_over(tmp_path: Path) -> None:
     assert [event.text for event in new_events(read_events(path))] == ["after"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_ends_no_run(tmp_path: Path) -> None:
+    for log in (EventLog(Path("/dev/full")), EventLog(tmp_path / "absent" / "log")):
+        log.advance("training", 1, 1)
+        log.note("one")
+        log.fail("why")
+
+
 def shown(path: Path, clients: int = 2) -> tuple[ProgressDisplay, io.StringIO]:
     """A display without a terminal, and what it prints."""
     text = io.StringIO()

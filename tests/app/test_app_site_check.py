@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from locked_files import locked
 from PIL import Image
 from small_runs import Answer, checksums, save_site, tiny
 from test_app_bad_input import save_folder
@@ -20,6 +23,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
 from fedbicross_flwr.site.check import SiteReport, check_site, read_classes
 from fedbicross_flwr.site.data import site_images
+from fedbicross_flwr.training import check_trainable
 
 CLASSES = ("class-0", "class-1", "class-2")
 
@@ -206,6 +210,78 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     problem(tmp_path, "no folder 'train'")
 
 
+# --- what may not be looked at, and names of other kinds
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+@pytest.mark.parametrize("place", ["", "train", "train/class-1", "test/class-1", "test"])
+def test_a_folder_that_may_not_be_read_is_a_problem(
+    command: Command, folder: Path, place: str, mode: int
+) -> None:
+    with locked(folder / place, mode):
+        answer = command(folder)
+    lines = answer.error.strip().splitlines()
+    assert answer.status == 2 and all(line.startswith("error: ") for line in lines), answer
+    assert sum("Permission denied; check the path" in line or "cannot be read" in line for line in lines) == 1
+    assert str(folder / place) in lines[0]
+
+
+def test_the_other_folders_are_looked_at_all_the_same(folder: Path) -> None:
+    (folder / "test" / "class-2" / "002.png").write_text("no image")
+    with locked(folder / "train" / "class-1"):
+        report = checked(folder)
+    assert len(report.found.problems) == 2
+    assert report.found.images["train"] == {"class-0": 12, "class-1": 0, "class-2": 12}
+
+
+def test_a_place_that_may_not_be_looked_into_is_one_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    path = save_site(tmp_path / "deep" / "own.npz")
+    with locked(tmp_path / "deep"):
+        command(path).is_refusal("own.npz: Permission denied; check the path")
+    command("~nosuchuser/x").is_refusal("~nosuchuser/x: that user has no home folder here")
+    command("x" * 5_000).is_refusal("File name too long", "check the path")
+    monkeypatch.setattr(os, "access", lambda *words, **more: False)
+    command(path).is_refusal("own.npz", "is not readable; see fedbicross site check --help")
+
+
+def test_a_command_that_is_no_command_is_one_line(command: Command, folder: Path) -> None:
+    command(folder, "--clases", "a,b").is_refusal(
+        "No such option: --clases", "--classes", "site check --help"
+    )
+    command().is_refusal("Missing argument 'PATH'; see fedbicross site check --help")
+
+
+def test_names_of_files_that_are_no_utf_8_are_shown_and_do_not_hinder_a_run(
+    command: Command, folder: Path
+) -> None:
+    other = folder / "train" / "class-0" / os.fsdecode(b"M\xfcller")
+    (folder / "train" / "class-0" / "000.png").rename(other.with_suffix(".png"))
+    other.with_suffix(".txt").write_text("x")
+    answer = command(folder, "--classes", ", ".join(CLASSES))
+    assert answer.status == 0 and "train/class-0/M\\udcfcller.txt" in answer.output
+    assert len(site_images(folder, CLASSES, 1).train) == 36
+    other.with_suffix(".png").write_text("no image")
+    command(folder).is_refusal("train/class-0/M\\udcfcller.png")
+
+
+def test_a_class_whose_name_is_no_utf_8_is_a_problem(command: Command, folder: Path) -> None:
+    (folder / "train" / "class-0").rename(folder / "train" / os.fsdecode(b"M\xfcller"))
+    command(folder).is_refusal("train/M\\udcfcller", "no text in UTF-8; rename the folder")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_report_that_cannot_be_written_is_one_line(folder: Path) -> None:
+    script = Path(sys.executable).with_name("fedbicross")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [script, "site", "check", folder], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300
+        )
+    Answer(done.returncode, "", done.stderr).is_refusal("standard output: No space left on device; make room")
+
+
 # --- an .npz file
 
 
@@ -285,6 +361,47 @@ def test_classes_and_channels_come_from_the_federation_s_configuration(folder: P
     assert report.usable and any("in the order" in line for line in report.found.notes)
     (line,) = check_site(folder, tiny(**names)).found.problems
     assert "1 channel(s), but deployment.channels = 3" in line
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_what_passes_is_trained_on_whichever_site_it_is_at(tmp_path: Path, few: int) -> None:
+    # The first tenth of the images, in an order of each site's own, is kept for validation.
+    labels = np.array([0] * (20 - few) + [1] * few)
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    classes = np.array(["a", "b"])
+    path = save_site(
+        tmp_path / "own.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=None,
+        test_labels=None,
+        class_names=classes,
+    )
+    names = {"deployment__class_names": "a, b", "deployment__channels": 1}
+    seen = set()
+    for seed in range(6):
+        config = tiny(**names, seed=seed, deployment__sites="north, south, west")
+        refused = False
+        for client in range(3):
+            training = site_images(path, ("a", "b"), 1, seed, client).train.split(0.1)[0]
+            try:
+                check_trainable(training, config.client)
+            except FedBiCrossError:
+                refused = True
+        report = check_site(path, config)
+        assert report.usable is not refused, seed
+        if refused:
+            (line,) = report.found.problems
+            for word in (
+                "own.npz: 2 images of 20 would be kept for validation",
+                "of the rest",
+                "1 class(es)",
+            ):
+                assert word in line, line
+        warned = any("'b'" in one and "all of them may be kept" in one for one in report.found.notes)
+        assert warned is (few <= 2)
+        seen.add(refused)
+    assert seen == ({True, False} if few == 1 else {False})
 
 
 # --- all at once, and the command

@@ -245,6 +245,27 @@ def test_parse_override(text: str, expected: tuple[str, Any]) -> None:
     assert (key, value) == expected and type(value) is type(expected[1])
 
 
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_that_no_message_can_carry_names_its_key(key: str) -> None:
+    for digits in (20, 400, 6_000):
+        for sign in (1, -1):
+            assert f"{key} is far too large or small" in complaint({key: sign * 10**digits})
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "0x" + "f" * 9_000, "9" * 9_000, "[" * 9_000])
+def test_a_long_number_is_no_traceback_wherever_it_is_written(tmp_path: Path, value: str) -> None:
+    assert "client.epochs" in complaint(dict([parse_override(f"client.epochs={value}")]))
+    file = tmp_path / "run.toml"
+    file.write_text(f"[client]\nepochs = {value}\n")
+    with pytest.raises(FedBiCrossError, match=r"run\.toml is not valid TOML|client\.epochs is far too large"):
+        RunConfig.from_flat(read_toml(file))
+
+
+def test_a_name_in_another_encoding_than_utf_8_names_its_key() -> None:
+    said = complaint({"data.path": "/data/M\udcfcller"})
+    assert said.startswith("data.path = '/data/M\\udcfcller' is no text in UTF-8")
+
+
 @pytest.mark.parametrize("text", ["client.epochs", "=3", "  =3", ""])
 def test_overrides_without_key_or_value_are_shown_how(text: str) -> None:
     with pytest.raises(FedBiCrossError, match="key=value"):

@@ -347,9 +347,7 @@ def test_the_student_trains_by_batch_statistics_and_keeps_running_ones() -> None
 def test_divergence_is_told_not_shipped() -> None:
     with pytest.raises(FedBiCrossError, match=r"diverged in epoch 1; lower fedisca\.lr = 1e\+30"):
         run(1, lr=1e30, batch_size=2)
-    with pytest.raises(
-        FedBiCrossError, match=r"not finite; lower fedisca\.inversion_lr = 1e\+30"
-    ):
+    with pytest.raises(FedBiCrossError, match=r"not finite; lower fedisca\.inversion_lr = 1e\+30"):
         run(1, inversion_lr=1e30, batch_size=2)
 
 

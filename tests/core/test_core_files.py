@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError, harmless
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import expanded, shown, unusable, write_bytes
 
 
 @contextmanager
@@ -45,8 +46,63 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "kept"]
 
 
+def test_a_pipe_or_device_is_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path("/dev/null")):
+        with pytest.raises(FedBiCrossError, match=f"cannot write {path}: .*no ordinary file; give the name"):
+            write_bytes(path, b"x")
+    assert pipe.is_fifo() and (tmp_path / "link").is_symlink() and Path("/dev/null").is_char_device()
+
+
+def test_a_link_stays_one_and_the_file_that_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(Path("real") / "model")
+    for content in (b"first", b"second"):  # at first there is no such file
+        assert write_bytes(link, content) == link
+        assert link.is_symlink() and (tmp_path / "real" / "model").read_bytes() == content
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "model", "real"]
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    write_bytes(path, b"first")
+    synced: list[tuple[bytes, bytes]] = []
+    sync = os.fsync
+
+    def watched(handle: int) -> None:
+        sync(handle)
+        synced.append((Path(f"/proc/self/fd/{handle}").read_bytes(), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_bytes(path, b"second")
+    assert synced == [(b"second", b"first")] and path.read_bytes() == b"second"
+
+
+def test_a_home_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/jane")
+    assert expanded(Path("~/x")) == Path("/home/jane/x") and expanded(Path("x/~a")) == Path("x/~a")
+    with pytest.raises(FedBiCrossError, match=r"^~nosuchuser/x: that user has no home folder here; write"):
+        expanded(Path("~nosuchuser/x"))
+
+
+def test_what_the_system_refuses_is_one_line() -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied", "/a/b")
+    assert unusable(denied, Path("/a")).startswith("/a/b: Permission denied; check the path, and who may")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert unusable(full, Path("/a")) == "/a: No space left on device; make room"
+    assert unusable(full) == "No space left on device; make room"
+    assert len(unusable(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 10**6))) < 800
+
+
+def test_names_are_shown_on_one_line_whatever_their_bytes() -> None:
+    assert shown("ü 東\n\x1b[2J" + os.fsdecode(b"M\xfcller")) == "ü 東\\n\\x1b[2JM\\udcfcller"
+
+
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "line"),
     [
         ("disk full", "disk full"),
         ("two\nlines\r\n and\ttabs", "two lines and tabs"),
@@ -56,8 +112,8 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         ("", ""),
     ],
 )
-def test_foreign_words_are_one_harmless_line(text: str, shown: str) -> None:
-    assert harmless(text) == shown
+def test_foreign_words_are_one_harmless_line(text: str, line: str) -> None:
+    assert harmless(text) == line
 
 
 def test_foreign_words_are_cut() -> None:

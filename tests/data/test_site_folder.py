@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from PIL import Image
+from locked_files import locked
+from PIL import EpsImagePlugin, Image
 
+from fedbicross_flwr.data.folder import FolderSource
 from fedbicross_flwr.data.site import open_site
 from fedbicross_flwr.data.source import ImageSource
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.site.findings import Findings, look_at_folder
 
 CLASSES = ("benign", "malignant")
 
@@ -76,6 +82,20 @@ def test_fingerprint_follows_content_and_names(folder: Path) -> None:
     assert len({first, renamed, open_site(folder).fingerprint()}) == 3
 
 
+def test_names_of_files_need_not_be_utf_8(folder: Path) -> None:
+    file = folder / "val" / "benign" / "0.png"
+    plain = open_site(folder).fingerprint()
+    digest = hashlib.sha256()
+    for part in ("test", "train"):
+        for other, _ in cast(FolderSource, open_site(folder)).files[part]:
+            content = other.read_bytes()
+            digest.update(f"{other.relative_to(folder).as_posix()}|{len(content)}|".encode() + content)
+    assert plain == digest.hexdigest()[:16]  # on which kept models depend
+    file.rename(file.with_name(os.fsdecode(b"M\xfcller.png")))
+    assert open_site(folder).fingerprint() != plain
+    assert len(open_site(folder).images("train")) == 8
+
+
 def _fail(folder: Path, words: str) -> None:
     with pytest.raises(FedBiCrossError, match=words) as raised:
         open_site(folder).images("train")
@@ -95,7 +115,35 @@ def test_sixteen_bits(folder: Path) -> None:
 def test_unreadable_image(folder: Path) -> None:
     file = folder / "train" / "malignant" / "1.png"
     file.write_bytes(b"no image at all")
-    _fail(folder, r"malignant/1.png: cannot be read as an image \(not an image\)")
+    _fail(
+        folder,
+        r"malignant/1.png: cannot be read as an image \(not an image of the kinds BMP, JPEG, PNG, TIFF\)",
+    )
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_image_is_handed_to_another_program(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *words, **more: pytest.fail("it was called"))
+    file = folder / "train" / "malignant" / "1.png"
+    file.write_bytes(EPS)
+    _fail(folder, r"malignant/1.png: cannot be read as an image \(not an image of the kinds")
+    found = Findings()
+    look_at_folder(folder, found, None)
+    assert len(found.problems) == 1 and "train/malignant/1.png" in found.problems[0]
+
+
+@pytest.mark.parametrize("place", ["", "train", "val/benign", "test/benign"])
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_a_folder_that_may_not_be_read(folder: Path, place: str, mode: int) -> None:
+    with locked(folder / place, mode):
+        _fail(folder, f"clinic.*{place}.*Permission denied; check the path, and who may|cannot be read as an")
+
+
+def test_a_class_whose_name_is_no_utf_8(folder: Path) -> None:
+    (folder / "train" / "benign").rename(folder / "train" / os.fsdecode(b"M\xfcller"))
+    _fail(folder, "train/M.ller: the name of this class is no text in UTF-8; rename the folder")
 
 
 def test_truncated_image(folder: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_arrays import Arrays, make_arrays
 
-from fedbicross_flwr.data.npz import read_rows
+from fedbicross_flwr.data.npz import read_chunks, read_header, read_rows
 from fedbicross_flwr.data.packed import PackedSource
 from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.data.site import open_site
@@ -221,6 +221,36 @@ def test_damaged_bytes_inside_are_noticed_when_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(FedBiCrossError, match=r"array 'train_images' cannot be read"):
         open_site(path).images("train")
+
+
+@pytest.mark.filterwarnings("error")
+def test_whatever_is_damaged_in_a_header_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "site.npz"
+    np.savez(path, **make_arrays({"train": 30}, channels=None))  # type: ignore[arg-type]
+    content = path.read_bytes()
+    start = content.index(b"\x93NUMPY")
+    refused = 0
+    for position in range(start, start + 128):
+        for bit in range(0, 8, 3):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                read_header(path, "train_images")
+            except FedBiCrossError as error:
+                assert "train_images' cannot be read" in str(error) and "\n" not in str(error)
+                refused += "its header is damaged" in str(error)
+    assert refused > 100
+
+
+def test_chunks_are_the_rows_in_their_order(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3_000, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "c.npz", images=images, turned=np.asfortranarray(images))
+    for name in ("images", "turned"):
+        for step, sizes in ((0, [1337, 1337, 326]), (2_000, [2_000, 1_000]), (5_000, [3_000])):
+            chunks = list(read_chunks(tmp_path / "c.npz", name, step))
+            assert [len(chunk) for chunk in chunks] == sizes
+            np.testing.assert_array_equal(np.concatenate(chunks), images)
 
 
 def test_an_array_shorter_than_its_header_says(arrays: Arrays, tmp_path: Path) -> None:

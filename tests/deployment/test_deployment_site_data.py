@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from locked_files import locked
 from PIL import Image
 
 from fedbicross_flwr.config import RunConfig
@@ -186,8 +187,8 @@ def test_a_relative_path_is_made_absolute_and_a_linked_one_is_known_by_both_name
     monkeypatch.chdir(tmp_path)
     site = Site.of(config(), {"site-name": "north", "data-path": "link", "store-path": "store"})
     assert (site.data, site.store) == (tmp_path / "link", tmp_path / "store")
-    for text in (f"{tmp_path}/real/a.png is bad", f"{tmp_path}/link/a.png is bad"):
-        assert path_free(text, {"the site's data": Path("link")}) == "the site's data is bad"
+    for text in (f"{tmp_path}/real/a.png: is bad", f"{tmp_path}/link/a.png: is bad"):
+        assert path_free(text, {"the site's data": Path("link")}) == "the site's data: is bad"
 
 
 def test_other_absolute_paths_go_and_explanations_stay() -> None:
@@ -209,12 +210,43 @@ def test_the_name_of_no_file_that_is_there_gets_out(
     assert "patient-" not in said and said.startswith("cannot read the site's data")
 
 
+NAMES = ("0 Mueller Hans 1950.png", "Ward 7: Jane Doe, 1962.png", "O'Brien (2), ward 7.png", "a\nb c.png")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_file_that_nobody_may_look_at_does_not_get_out(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "data" / "train" / "a" / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    places = {"the site's data": tmp_path / "data"}
+    quote = '"' if "'" in name else "'"
+    with locked(file.parent, 0o400):
+        said = path_free(f"{file}: cannot be read (Permission denied); remove it", places)
+        quoted = path_free(f"Permission denied: {str(file)!r}; remove it", places)
+    assert said == "the site's data: cannot be read (Permission denied); remove it"
+    assert quoted == f"Permission denied: {quote}the site's data{quote}; remove it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_file_that_was_removed_meanwhile_does_not_get_out(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    (folder / "train").mkdir(parents=True)
+    places = {"the site's data": folder}
+    assert path_free(f"{folder}/train/{name}: is bad", places) == "the site's data: is bad"
+    assert path_free(f"{folder}/train/{name} is bad", places).startswith("the site's data")
+    for place in (folder / "train", Path("/home/jane/my images")):
+        said = path_free(f"there is {place}/{name} and this: it is bad", places)
+        assert said in (f"there is {word}: it is bad" for word in ("the site's data", "a path of the site"))
+
+
 def test_places_are_those_of_the_node_s_configuration(tmp_path: Path) -> None:
     places = places_of({"data-path": str(tmp_path), "site-name": "north"})
     assert places == {
         "the site's data": tmp_path,
-        "the site's store": Path("~/.fedbicross/north").expanduser(),
+        "the site's store": Path("~/.fedbicross/north"),
     }
+    home = Path("~/.fedbicross/north").expanduser()
+    assert path_free(f"{home}/local.safetensors: is bad", places) == "the site's store: is bad"
     assert places_of({}) == {} and "the site's store" not in places_of({"site-name": "../../x"})
 
 

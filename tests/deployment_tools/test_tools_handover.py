@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from locked_files import locked
 from small_runs import Answer
 from small_runs import tiny as small
 from tool_runs import Fedbicross, finished, save_share
@@ -391,6 +392,21 @@ def test_images_that_do_not_fit_the_federation_are_one_line(
     ):
         answer = personalize(command, given / "handover", key, tmp_path / name, store)
         answer.is_refusal(name, *words)
+
+
+def test_a_store_that_cannot_be_made_or_written_is_one_line(
+    command: Fedbicross, given: Path, keys: Path, tmp_path: Path
+) -> None:
+    key, own = keys / "signing.pub", given / "own.npz"
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "sealed").mkdir()
+    for store in (tmp_path / "file", tmp_path / "file" / "store"):
+        personalize(command, given / "handover", key, own, store).is_refusal(str(store), "give --store")
+    with locked(tmp_path / "sealed", 0o500):
+        for store in (tmp_path / "sealed", tmp_path / "sealed" / "store"):
+            answer = personalize(command, given / "handover", key, own, store)
+            answer.is_refusal(str(store), "Permission denied")
+    assert (tmp_path / "file").read_text() == "kept" and not list((tmp_path / "sealed").iterdir())
 
 
 # --- which run, which client

@@ -107,7 +107,7 @@ def test_absent_packages_are_named(
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     answer = command("export-onnx", "--model", save(tmp_path, 3), "--out", tmp_path / "model.onnx")
-    answer.is_refusal("onnxscript, onnxruntime", "pip install 'fedbicross[onnx]'")
+    answer.is_refusal("onnxscript, onnxruntime", "uv pip install -e '.[onnx]' in the checkout")
     assert not (tmp_path / "model.onnx").exists()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from locked_files import locked
 from rich.console import Console
 from small_runs import tiny as small
 from tool_runs import Fedbicross, finished
@@ -294,3 +295,15 @@ def test_a_log_that_a_killed_run_left_half_written_is_read(run: Path) -> None:
     with (run / "progress.jsonl").open("a") as file:
         file.write('{"time": 1, "sta\n{"time": 2')
     assert read_status(run).steps == steps
+
+
+def test_a_run_that_may_not_be_looked_at_is_one_line(command: Fedbicross, run: Path) -> None:
+    with locked(run):
+        command("status", run).is_refusal(str(run), "Permission denied; check the path")
+        command("status", run / "sites" / "x").is_refusal(str(run), "Permission denied; check the path")
+        command("card", "--model", run / "personal.safetensors").is_refusal(
+            "Permission denied; check the path"
+        )
+    with locked(run / "progress.jsonl"):
+        command("status", run).is_refusal(f"{run}/progress.jsonl: Permission denied; check the path")
+    assert command("status", run).status == 0
