@@ -27,6 +27,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, open_data
+from fedbicross_flwr.files import shown
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.runs.folder import RunFolder
@@ -123,7 +124,7 @@ def received(message: Message) -> list[int]:
 
 def refusal(reason: str, message: Message, context: Context) -> ConfigRecord:
     """Log a reason as it is, and return it as others may read it."""
-    log(ERROR, "error: %s", reason)
+    log(ERROR, "error: %s", shown(reason))
     return ConfigRecord({"reason": path_free(reason, places_of_client(message, context))})
 
 

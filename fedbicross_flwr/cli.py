@@ -175,14 +175,15 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            status = app(standalone_mode=False)
+            status = app(standalone_mode=False, prog_name="fedbicross")
         finally:
             flush_output()
         sys.exit(status)
     except FedBiCrossError as error:
         refuse(str(error))
     except click.ClickException as error:
-        if not error.message:  # of a command without its words, and help was shown
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):  # of a command without its words
+            error.show()
             sys.exit(error.exit_code)
         context = getattr(error, "ctx", None)
         told = f"; see {context.command_path} --help" if context else ""

@@ -92,9 +92,9 @@ def table(text: str) -> tuple[list[str], list[str], list[str], np.ndarray]:
 def test_a_folder_s_images_are_answered_file_by_file(command: Command, tmp_path: Path) -> None:
     folder, images = tmp_path / "new", pixels(5, 3)
     (folder / "deep" / "er").mkdir(parents=True)
-    names = ["a.png", "b.PPM", "deep/er/c.tiff", "deep/x, y.bmp", "z.webp"]
+    names = ["a.png", "b.BMP", "deep/er/c.tiff", "deep/x, y.bmp", "z.tif"]
     for name, image in zip(names, images, strict=True):
-        Image.fromarray(image).save(folder / name, lossless=True)  # which WebP alone heeds
+        Image.fromarray(image).save(folder / name)
     (folder / "notes.txt").write_text("no image")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "a.png").write_text("no image")
@@ -110,6 +110,11 @@ def test_a_folder_s_images_are_answered_file_by_file(command: Command, tmp_path:
     assert expected.std(0).min() > 1e-3
     np.testing.assert_array_equal(values, expected)
     assert classes == [NAMES[index] for index in expected.argmax(1)]
+    # An image of another kind is not passed over, or it would go unanswered.
+    Image.fromarray(images[0]).save(folder / "z.webp")
+    command("predict", "--model", model, "--images", folder, "--out", out, "--device", "cpu").is_refusal(
+        "z.webp", "not an image of the kinds BMP, JPEG, PNG, TIFF"
+    )
 
 
 def test_an_array_is_answered_row_by_row_on_standard_output(command: Command, tmp_path: Path) -> None:
