@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.cell import whole_cell
 from benchmarks.machine import about
-from benchmarks.memory import SIDES, peak_memory, shapes
+from benchmarks.memory import READINGS, SIDES, peak_memory, shapes
 from benchmarks.sizes import Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import Timing, matrix_product_peak, time_stage
@@ -58,11 +58,12 @@ def main(
         "stages": [dataclasses.asdict(one) for one in timings],
     }
     if "memory" in wanted:
-        content["memory"] = {
-            shape: {side: peak_memory(side, one) for side in SIDES} for shape, one in shapes(measured).items()
-        }
-        for shape, peaks_of in content["memory"].items():
-            console.print(memory_line(shape, peaks_of), highlight=False)
+        content["memory"] = {}
+        for shape, one in shapes(measured).items():
+            for reading in READINGS:
+                found = {side: peak_memory(side, one, reading) for side in SIDES}
+                content["memory"].setdefault(shape, {})[reading] = found
+                console.print(memory_line(f"{shape}, {reading}", found), highlight=False)
     if out:
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
         console.print(f"figures: {out}", highlight=False)
