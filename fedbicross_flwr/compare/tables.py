@@ -175,12 +175,15 @@ def _rank(value: Spread | None, better: int) -> float | None:
 
 def _notes(cell: CellRuns, lines: tuple[Line, ...]) -> tuple[str, ...]:
     notes = list(fairness_notes(cell))
+    left_out: dict[tuple[int, str], list[str]] = {}
     for run in cell.runs:
         if run.record is None:
             notes.append(run.complaint)
         elif run.record.failed:
-            left = ", ".join(str(client.client) for client in run.record.failed)
-            notes.append(f"{run.variant.name} seed {run.seed} left out client {left}, which failed.")
+            clients = ", ".join(str(client.client) for client in run.record.failed)
+            left_out.setdefault((run.seed, clients), []).append(run.variant.name)
+    for (seed, clients), variants in left_out.items():
+        notes.append(f"Seed {seed} left out client {clients}, which failed, with {', '.join(variants)}.")
     absent = [line.title for line in lines if line.state == "not run"]
     if absent:
         notes.append(f"Not run: {'; '.join(absent)}.")

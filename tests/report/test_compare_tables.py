@@ -315,9 +315,14 @@ def test_runs_of_different_versions_of_the_code_are_pointed_out(out: Path) -> No
     assert "0a0a (" in note and f"1b1b ({files[-1].parents[1].name} seed 1, ...)" in note
 
 
-def test_a_client_that_failed_is_named(out: Path) -> None:
-    edit(out / CELL / "fedavg" / "seed-0" / "run.json", lambda run: run["clients"][3].update(status="failed"))
-    assert "fedavg seed 0 left out client 3, which failed." in table_of(out).notes
+def test_a_client_that_failed_is_named_once_for_all_methods_without_it(out: Path) -> None:
+    for run in ("fedavg/seed-0", "fedbicross/seed-0", "fedbicross/seed-1"):
+        edit(out / CELL / run / "run.json", lambda found: found["clients"][3].update(status="failed"))
+    notes = [note for note in table_of(out).notes if "left out" in note]
+    assert sorted(notes) == [
+        "Seed 0 left out client 3, which failed, with fedavg, fedbicross.",
+        "Seed 1 left out client 3, which failed, with fedbicross.",
+    ]
 
 
 def test_all_files_are_written_and_csv_reads_back(shared: Path) -> None:
