@@ -113,6 +113,11 @@ def resolve_device(name: str) -> torch.device:
         ) from error
     if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
         raise FedBiCrossError(f"runtime.device = {name!r} is not available on this machine; try auto or cpu")
+    if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
+        raise FedBiCrossError(
+            f"runtime.device = {name!r}, but this machine has {torch.accelerator.device_count()} of them, "
+            "numbered from 0; try auto"
+        )
     return device
 
 

@@ -41,7 +41,7 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
         config, out=str(folder), cache=absolute(config.cache), data=absolute_paths(config)
     )
     with sole_use(folder):  # the run itself takes the lock anew, in its own process
-        server = Server.open(config, folder, "flower")
+        server = Server.open(config, folder, "in-process" if in_process else "flower")
     if server.folder.finished:
         console.print(f"{folder} is finished; nothing was run", markup=False, soft_wrap=True)
     else:

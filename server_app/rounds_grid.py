@@ -78,7 +78,7 @@ class RoundsGrid(Grid):
         config = cast(ConfigRecord, asked[0].content["config"])
         content = RecordDict({"arrays": ArrayRecord(dict(self.state)), "config": config})
         kind = f"{MessageType.TRAIN}.local"
-        sent = [Message(content, message.metadata.dst_node_id, kind) for message in asked]
+        sent = [self.one_shot.message(content, message.metadata.dst_node_id, kind) for message in asked]
         taken = self.one_shot.take(self.grid.send_and_receive(sent, timeout=timeout))
         states = {client: self.accepted(client, message) for client, message in taken.items()}
         usable = {client: state for client, state in states.items() if state is not None}

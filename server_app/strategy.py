@@ -14,8 +14,10 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import disk_is_full
 from fedbicross_flwr.server import Server
 from fedbicross_flwr.site.store import RowScores
+from server_app.nodes import MARGIN
 
 
 class OneShot(Strategy):
@@ -53,9 +55,13 @@ class OneShot(Strategy):
             {"folder": str(self.server.folder.path), "received": sorted(self.server.uploads)}
         )
         return [
-            Message(RecordDict({"config": config}), node, MessageType.TRAIN)
+            self.message(RecordDict({"config": config}), node, MessageType.TRAIN)
             for node in wait_for_nodes(grid, wanted, self.node_timeout)
         ]
+
+    def message(self, content: RecordDict, node: int, kind: str) -> Message:
+        """Return a message that lives as long as its reply is waited for; Flower's end after 12 hours."""
+        return Message(content, node, kind, ttl=self.server.config.runtime.reply_timeout + MARGIN)
 
     def ship_models(self) -> list[Message]:
         """Send each client the one model of its cluster."""
@@ -68,7 +74,9 @@ class OneShot(Strategy):
                 content = RecordDict({"config": config, "arrays": ArrayRecord(dict(shipment.model))})
                 if shipment.replay is not None:
                     content["replay"] = ArrayRecord(shipment.replay.tensors())
-                messages.append(Message(content, self._nodes[client], f"{MessageType.TRAIN}.personalise"))
+                messages.append(
+                    self.message(content, self._nodes[client], f"{MessageType.TRAIN}.personalise")
+                )
             else:
                 self.server.refuse(client, "its node did not come back after the interruption")
         return messages
@@ -89,7 +97,13 @@ class OneShot(Strategy):
         return None, MetricRecord({"clients": len(taken)})
 
     def take(self, replies: Iterable[Message]) -> dict[int, Message]:
-        """Sort the replies by client; note who refused, failed or did not answer."""
+        """Sort the replies by client; note who refused, failed or did not answer.
+
+        Raises
+        ------
+        FedBiCrossError
+            When a client's disk is full: in a simulation it is the disk of all.
+        """
         taken: dict[int, Message] = {}
         failures: set[str] = set()
         for message in replies:
@@ -110,7 +124,10 @@ class OneShot(Strategy):
                 self.leave_out(client, " or ".join(sorted(failures)) or "it did not answer in time")
         for client, message in list(taken.items()):
             if "refusal" in message.content:
-                self.leave_out(client, reason_in(message))
+                refusal = FedBiCrossError(reason_in(message))
+                if disk_is_full(refusal):
+                    raise refusal
+                self.leave_out(client, str(refusal))
                 del taken[client]
         return dict(sorted(taken.items()))
 

@@ -80,10 +80,12 @@ class SiteUploads(Server):
     def open_uploads(self) -> float:
         """Begin or go on with the window for uploads; return the seconds that are left of it.
 
-        A window that ended with too few uploads is opened anew.
+        A window that ended with too few uploads is opened anew; those that were to be held back do not count.
         """
-        roster = self.roster
-        if roster.opened is None or (self.uploads_left() <= 0 and not self.enough):
+        roster, usable = self.roster, self.in_time()
+        if self.config.deployment.hold_back:
+            usable = [one for one in usable if not self.site(one.client).flags]
+        if roster.opened is None or (self.uploads_left() <= 0 and len(usable) < self.needed):
             roster.opened = now()
         roster.enter("uploads")
         return self.uploads_left()

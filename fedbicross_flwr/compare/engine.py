@@ -17,7 +17,7 @@ from fedbicross_flwr.federated_data import deal, open_data
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds, is_flower
 from fedbicross_flwr.models import ModelSpec, build_model
-from fedbicross_flwr.runs.folder import check_folder, drop_shared_stages, make_writable
+from fedbicross_flwr.runs.folder import LOCK, check_folder, drop_shared_stages, make_writable
 from fedbicross_flwr.runs.opening import sole_comparison
 from fedbicross_flwr.runs.trackers import check_tracker
 
@@ -64,7 +64,7 @@ def check_runs(runs: Sequence[PlannedRun], out: Path) -> None:
         key = (run.cell, run.config.seed)
         if key not in fingerprints:
             fingerprints[key] = check_data(run)
-        if any(entry.name != FAILED for entry in entries_of(run.folder)):
+        if any(entry.name not in {FAILED, LOCK} for entry in entries_of(run.folder)):
             check_folder(run.folder, run.config, fingerprints[key])
 
 

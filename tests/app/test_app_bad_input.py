@@ -337,3 +337,8 @@ def test_the_command_itself_says_it_in_one_line(tmp_path: Path) -> None:
 def test_the_reference_run_is_whole() -> None:
     page = (reference() / "report.html").read_text()
     assert "<html" in page and "FedBiCross" in page
+
+
+def test_flower_s_strategies_without_flower_leave_nothing_behind(command: Command, tmp_path: Path) -> None:
+    command("--set", "method=flower:FedAvg").is_refusal("'flower:FedAvg' runs under Flower only")
+    assert not (tmp_path / "run" / "identity.json").exists()

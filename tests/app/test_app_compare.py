@@ -38,7 +38,7 @@ from fedbicross_flwr.launch import RunStatus
 from fedbicross_flwr.methods import METHODS
 from fedbicross_flwr.report import load_run
 from fedbicross_flwr.runs import code_version, opening
-from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.runs.folder import LOCK, RunFolder
 
 CELL = "phantom-N3-alphainf"
 
@@ -436,6 +436,17 @@ def wrapped(error: OSError) -> FedBiCrossError:
 
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_run_whose_process_was_killed_at_its_start_is_tried_again(made: Made, tmp_path: Path) -> None:
+    (run, *_) = planned(with_cache_of(made, tmp_path))
+    run.folder.mkdir(parents=True)
+    for name in (FAILED, LOCK):
+        (run.folder / name).write_text("{}")
+    check_runs([run], tmp_path)
+    (run.folder / "letter.txt").write_text("mine")
+    with pytest.raises(FedBiCrossError, match="but no run; choose an empty folder"):
+        check_runs([run], tmp_path)
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, wrapped(NO_SPACE)], ids=["plain", "wrapped"])

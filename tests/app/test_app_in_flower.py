@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from local_grid import Change, LocalGrid, arrays_of, error_reply, run_app
 from small_runs import Watch, outcome, read_json, reference, tiny, without_report
 
@@ -19,6 +19,7 @@ from fedbicross_flwr.pacfl import subspace_bytes
 from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.uploads import payload_bytes
+from server_app.nodes import MARGIN
 from server_app.strategy import OneShot
 
 
@@ -58,6 +59,24 @@ def test_there_are_two_rounds_with_one_message_a_client(run: tuple[Path, LocalGr
     for messages, kind in zip(grid.rounds, ("train", "train.personalise"), strict=True):
         assert sorted(message.metadata.dst_node_id for message in messages) == sorted(grid.nodes)
         assert {message.metadata.message_type for message in messages} == {kind}
+
+
+def test_messages_live_as_long_as_replies_are_waited_for(run: tuple[Path, LocalGrid]) -> None:
+    lives = {message.metadata.ttl for messages in run[1].rounds for message in messages}
+    assert lives == {tiny().runtime.reply_timeout + MARGIN} and min(lives) > DEFAULT_TTL
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_full_disk_is_that_of_all_clients(tmp_path: Path, number: int) -> None:
+    def full(round: int, client: int, reply: Message) -> Message:
+        if (round, client) == (number, 1):
+            said = "cannot write personal.safetensors: No space left on device; make room"
+            reply.content["refusal"] = ConfigRecord({"reason": said})
+        return reply
+
+    with pytest.raises(FedBiCrossError, match="No space left on device; make room"):
+        flower_run(tmp_path / "run", full)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_round_1_sends_no_arrays_down_and_one_model_up(run: tuple[Path, LocalGrid]) -> None:

@@ -78,6 +78,15 @@ def test_an_absent_device_is_named(name: str) -> None:
         resolve_device(name)
 
 
+def test_a_device_by_a_number_that_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert [resolve_device(name).type for name in ("cuda", "cuda:0", "cpu")] == ["cuda", "cuda", "cpu"]
+    with pytest.raises(FedBiCrossError, match=r"runtime\.device = 'cuda:1', but this machine has 1 of them"):
+        resolve_device("cuda:1")
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_precision_is_as_asked_and_logits_are_float32(precision: str, dtype: torch.dtype) -> None:
     compute = Compute.of(RuntimeConfig(device="cpu", precision=precision))

@@ -25,6 +25,7 @@ from sites_grid import SiteNode, node_for
 from small_runs import TINY
 
 from fedbicross_flwr.artifacts import read_tensors
+from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
@@ -338,6 +339,24 @@ def test_holding_back_all_but_too_few_is_one_line(tmp_path: Path) -> None:
         FedBiCrossError, match=r"2 upload\(s\) when the window closed, .*min_sites = 3 needs 3"
     ):
         outlying(tmp_path, deployment__hold_back=True, deployment__min_sites=3)
+
+
+def test_after_holding_back_too_many_the_next_window_is_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedbicross_flwr.centre.uploads.find_flags", lambda uploads, task: {1: ["outlying"]})
+    config = deployed(tmp_path / "run", deployment__hold_back=True, deployment__min_sites=2)
+    server = SiteServer.open_sites(config, tmp_path / "run")
+    server.open_uploads()
+    for client in (0, 1):
+        server.uploads[client] = ClientUpload(client, 10, {})
+        server.roster.change(client, state="uploaded")
+    ended = "2020-01-01T00:00:00+00:00"
+    server.roster.opened = ended
+    assert server.open_uploads() < 0.0  # two are enough, as nothing is known against either
+    with pytest.raises(FedBiCrossError, match="run the same command again to open another window"):
+        server.close_uploads()
+    assert server.open_uploads() > 0.0 and server.roster.opened != ended
 
 
 def test_an_outlying_upload_that_breaks_the_method_is_held_back_whatever_is_set(
