@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 SPECIAL = {
@@ -54,7 +55,7 @@ def latex_table(
     groups : sequence of groups of rows of str
         Cells that are already LaTeX; a rule parts the groups.
     caption, label : str
-        Plain text, and the label as LaTeX takes it.
+        Plain text; of the label, what LaTeX does not take in one becomes a hyphen.
     notes : sequence of str
         Plain text, below the table.
     """
@@ -64,10 +65,11 @@ def latex_table(
         lines += [" & ".join(row) + r" \\" for row in rows]
     body = "\n".join(lines)
     below = "".join(f"\\par\\smallskip\\footnotesize {escape(note)}\n" for note in notes)
+    fitting = re.sub(r"[^A-Za-z0-9:.-]", "-", label)
     return (
         "% needs \\usepackage{booktabs,graphicx}\n"
         "\\begin{table*}\n\\centering\n"
-        f"\\caption{{{escape(caption)}}}\n\\label{{{label}}}\n"
+        f"\\caption{{{escape(caption)}}}\n\\label{{{fitting}}}\n"
         "\\resizebox{\\textwidth}{!}{%\n"
         f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n{body}\n"
         "\\bottomrule\n\\end{tabular}}\n"

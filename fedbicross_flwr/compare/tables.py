@@ -15,6 +15,7 @@ from fedbicross_flwr.compare.collect import CellName, CellRuns
 from fedbicross_flwr.compare.image_quality import ImageQuality, image_quality
 from fedbicross_flwr.compare.lines import CONTROL, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.paired import PairedTest, paired_tests
+from fedbicross_flwr.compare.variants import CENTRAL
 from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.table import METRICS, summarise
 
@@ -176,14 +177,16 @@ def _rank(value: Spread | None, better: int) -> float | None:
 def _notes(cell: CellRuns, lines: tuple[Line, ...]) -> tuple[str, ...]:
     notes = list(fairness_notes(cell))
     left_out: dict[tuple[int, str], list[str]] = {}
+    central = {run.seed for run in cell.runs if run.record is not None and run.variant.name == CENTRAL}
     for run in cell.runs:
         if run.record is None:
             notes.append(run.complaint)
         elif run.record.failed:
-            clients = ", ".join(str(client.client) for client in run.record.failed)
+            clients = " and ".join(f"client {one.client} ({one.reason})" for one in run.record.failed)
             left_out.setdefault((run.seed, clients), []).append(run.variant.name)
     for (seed, clients), variants in left_out.items():
-        notes.append(f"Seed {seed} left out client {clients}, which failed, with {', '.join(variants)}.")
+        also = "; the central model's figures count it all the same" if seed in central else ""
+        notes.append(f"Seed {seed} is without {clients} in {', '.join(variants)}{also}.")
     absent = [line.title for line in lines if line.state == "not run"]
     if absent:
         notes.append(f"Not run: {'; '.join(absent)}.")

@@ -316,12 +316,13 @@ def test_runs_of_different_versions_of_the_code_are_pointed_out(out: Path) -> No
 
 
 def test_a_client_that_failed_is_named_once_for_all_methods_without_it(out: Path) -> None:
+    change = {"status": "failed", "reason": "too few images"}
     for run in ("fedavg/seed-0", "fedbicross/seed-0", "fedbicross/seed-1"):
-        edit(out / CELL / run / "run.json", lambda found: found["clients"][3].update(status="failed"))
-    notes = [note for note in table_of(out).notes if "left out" in note]
+        edit(out / CELL / run / "run.json", lambda found: found["clients"][3].update(change))
+    notes = [note for note in table_of(out).notes if "is without" in note]
     assert sorted(notes) == [
-        "Seed 0 left out client 3, which failed, with fedavg, fedbicross.",
-        "Seed 1 left out client 3, which failed, with fedbicross.",
+        "Seed 0 is without client 3 (too few images) in fedavg, fedbicross.",
+        "Seed 1 is without client 3 (too few images) in fedbicross.",
     ]
 
 
