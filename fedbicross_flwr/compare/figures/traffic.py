@@ -164,7 +164,9 @@ def draw_lines(axes: Axes, lines: Sequence[Line], key: str, way: str, theme: The
         drawn.setdefault(line.variant, []).append(point)
         if len(drawn[line.variant]) > 1:
             xs, ys = zip(*drawn[line.variant], strict=True)
-            axes.plot(xs, ys, color=look.colour, linewidth=0.9, zorder=2, transform=axes.transData + shift)
+            # Dotted, as a deviation is a line as well.
+            aside = axes.transData + shift
+            axes.plot(xs, ys, ":", color=look.colour, linewidth=0.9, zorder=2, transform=aside)
     axes.autoscale_view(scalex=False)
 
 
@@ -188,7 +190,8 @@ def megabyte_axes(row: Sequence[Axes], lines: Sequence[Line]) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(min(sizes) / 2, 2 * max(sizes))
+        # A place aside is a twelfth or so on this scale.
+        axes.set_xlim(min(sizes) / 2, max(sizes) * max(2.0, 1.09 ** max(beside(lines).values())))
 
 
 def legend(lines: Sequence[Line], theme: Theme) -> list[Line2D]:
