@@ -98,8 +98,7 @@ def fedbicross_replay(folder: RunFolder, assignment: Mapping[int, int], task: Se
     unread = np.empty((0, 0))
     clustering = Clustering(tuple(assignment[one.client] for one in uploads), unread, unread, None, unread)
     with cpu_threads(1):
-        models = [task.load(upload.state) for upload in uploads]
-        return made_to_rehearse(build_clusters(uploads, models, clustering, task), syntheses, task)
+        return made_to_rehearse(build_clusters(uploads, clustering, task), syntheses, task)
 
 
 REPLAYS: Mapping[str, Callable[[RunFolder, Mapping[int, int], ServerTask], Replay]] = {

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedbicross_flwr.batch_norm import share_tensors
 from fedbicross_flwr.clustering import Clustering, cluster_clients
@@ -65,9 +65,8 @@ def fedbicross(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
     uploads : sequence of ClientUpload
         In the order of the clients' numbers.
     """
-    models = [task.load(upload.state) for upload in uploads]
-    clustering = find_clusters(uploads, models, task)
-    clusters = build_clusters(uploads, models, clustering, task)
+    clustering = find_clusters(uploads, task)
+    clusters = build_clusters(uploads, clustering, task)
     targets = build_targets(uploads, clustering, task)
     inversions: list[Inversion] = []
     weights = [torch.stack([target.weights.cpu() for target in targets]).unsqueeze(0)]
@@ -98,12 +97,11 @@ def made_to_rehearse(clusters: Sequence[Cluster], syntheses: Sequence[Synthesis]
     return Replay(images, torch.cat(scores).float().cpu())
 
 
-def find_clusters(
-    uploads: Sequence[ClientUpload], models: Sequence[nn.Module], task: ServerTask
-) -> Clustering:
+def find_clusters(uploads: Sequence[ClientUpload], task: ServerTask) -> Clustering:
     """Run stage 1's clustering as a stage of its own."""
 
     def compute() -> StageResult:
+        models = [task.load(upload.state) for upload in uploads]
         config = task.config
         subspaces = [upload.subspace for upload in uploads if upload.subspace is not None]
         found = cluster_clients(
@@ -126,10 +124,11 @@ def find_clusters(
 
 
 def build_clusters(
-    uploads: Sequence[ClientUpload], models: Sequence[nn.Module], clustering: Clustering, task: ServerTask
+    uploads: Sequence[ClientUpload], clustering: Clustering, task: ServerTask
 ) -> list[Cluster]:
     """Return every cluster with the ensemble F_k that is inverted, and the one that answers."""
     aggregation = task.config.teacher.aggregation
+    models = [task.load(upload.state) for upload in uploads]
 
     def ensemble(members: Sequence[int]) -> Ensemble:
         # Layers of its own, as noise adaptation exchanges their statistics; the weights are there once.
