@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.cell import whole_cell
 from benchmarks.machine import about
-from benchmarks.memory import READINGS, SIDES, peak_memory, shapes
+from benchmarks.memory import SIDES, peak_memory, readings, shapes
 from benchmarks.sizes import Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import Timing, matrix_product_peak, time_stage
@@ -60,7 +60,7 @@ def main(
     if "memory" in wanted:
         content["memory"] = {}
         for shape, one in shapes(measured).items():
-            for reading in READINGS:
+            for reading in readings(compute.device.type):
                 found = {side: peak_memory(side, one, reading) for side in SIDES}
                 content["memory"].setdefault(shape, {})[reading] = found
                 console.print(memory_line(f"{shape}, {reading}", found), highlight=False)

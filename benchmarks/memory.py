@@ -33,11 +33,9 @@ OURS: Mapping[str, Mapping[str, Scalar]] = {
 }
 """Our sides with their settings: as a run does by itself, and with as little memory as it can."""
 SIDES = (*OURS, "reference")
-READINGS: Mapping[str, Mapping[str, str]] = {"occupied": {}, "in use": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
-"""What is read, and the environment that makes it so: glibc then gives all but small tensors back when freed.
-
-An accelerator's figure is what is in use, either way.
-"""
+IN_USE = "in use"
+READINGS: Mapping[str, Mapping[str, str]] = {"occupied": {}, IN_USE: {"MALLOC_MMAP_THRESHOLD_": "65536"}}
+"""What is read, and the environment that does it: glibc then gives back all but small tensors when freed."""
 
 ITERATIONS = 2
 """T: each step needs as much as any other, and the kept iterates, which grow with T, are counted by hand."""
@@ -48,6 +46,11 @@ def shapes(sizes: Sizes) -> dict[str, Sizes]:
     cell = dataclasses.replace(sizes, iterations=ITERATIONS)
     together = dataclasses.replace(cell, clients=sizes.members, clusters=1)
     return {f"N = {one.clients}, K = {one.clusters}": one for one in (cell, together)}
+
+
+def readings(device: str) -> list[str]:
+    """Return what is read on a type of device: of an accelerator PyTorch says what is in use alone."""
+    return [*READINGS] if device == "cpu" else [IN_USE]
 
 
 def peak_memory(side: str, sizes: Sizes, reading: str) -> int:

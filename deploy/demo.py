@@ -64,7 +64,7 @@ def show(made: Federation, data: Path | None) -> int:
     command = [SCRIPTS / "start-run", made.centre.folder, config, "--wait"]
     print(f"$ {made.shown(list(map(str, command)))}", flush=True)
     with subprocess.Popen(list(map(str, command)), env=made.environment(), start_new_session=True) as run:
-        made.keeper.watch(run)  # type: ignore[arg-type]
+        made.keeper.watch(run)
         status = run.wait()
     if status:
         print(f"logs: {made.folder}/*/process.log", file=sys.stderr)

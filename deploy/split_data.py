@@ -64,4 +64,4 @@ def write_sites(source: ImageSource, partition: Partition, files: list[Path]) ->
             arrays[f"{part}_images"] = source.images(part, chosen)
             arrays[f"{part}_labels"] = source.labels(part)[chosen]
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # takes any of them for allow_pickle

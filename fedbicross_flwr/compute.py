@@ -64,7 +64,7 @@ class Compute:
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a network to the device, in the memory layout that its convolutions like best."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # no overload declares it
 
     def images(self, images: Tensor) -> Tensor:
         """Move images to the device, in the same layout."""
@@ -111,12 +111,14 @@ def resolve_device(name: str) -> torch.device:
         raise FedBiCrossError(
             f"runtime.device = {name!r} is not a PyTorch device; try auto or cpu"
         ) from error
-    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
+    if device.type == "cpu":
+        return device
+    if accelerator is None or accelerator.type != device.type:
         raise FedBiCrossError(f"runtime.device = {name!r} is not available on this machine; try auto or cpu")
-    if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
+    count = torch.accelerator.device_count()
+    if (device.index or 0) >= count:
         raise FedBiCrossError(
-            f"runtime.device = {name!r}, but this machine has {torch.accelerator.device_count()} of them, "
-            "numbered from 0; try auto"
+            f"runtime.device = {name!r}, but this machine has {count} of them, numbered from 0; try auto"
         )
     return device
 

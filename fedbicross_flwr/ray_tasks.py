@@ -138,8 +138,8 @@ def accelerators_are_held() -> bool:
 
     if not ray.is_initialized():
         return False
-    free = ray.available_resources()  # type: ignore[no-untyped-call]
-    every = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free = ray.available_resources()
+    every = ray.cluster_resources()
     return bool(free.get("GPU", 0.0) < every.get("GPU", 0.0))
 
 

@@ -199,7 +199,7 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        found = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        found = int(ray.cluster_resources().get("GPU", 0))
         gpus = 1 if found and Compute.of(sample.config.runtime).device.type != "cpu" else 0
         # Not again after its process was killed: what killed it may have been its hunger for memory.
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(timed_run)

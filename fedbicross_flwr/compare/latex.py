@@ -65,7 +65,7 @@ def latex_table(
         lines += [" & ".join(row) + r" \\" for row in rows]
     body = "\n".join(lines)
     below = "".join(f"\\par\\smallskip\\footnotesize {escape(note)}\n" for note in notes)
-    fitting = re.sub(r"[^A-Za-z0-9:.-]", "-", label)
+    fitting = re.sub(r"[^A-Za-z0-9:._-]", "-", label)
     return (
         "% needs \\usepackage{booktabs,graphicx}\n"
         "\\begin{table*}\n\\centering\n"

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 #: Environment variable, set to the run's folder, by which the keeper knows the run's processes.
 MARKER = "FEDBICROSS_RUN_FOLDER"
@@ -120,7 +121,7 @@ class Keeper:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._watched: list[subprocess.Popen[str]] = []
+        self._watched: list[subprocess.Popen[Any]] = []
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).resolve()), str(folder)],
             stdin=subprocess.PIPE,
@@ -133,7 +134,7 @@ class Keeper:
     def __enter__(self) -> Keeper:
         return self
 
-    def watch(self, process: subprocess.Popen[str]) -> None:
+    def watch(self, process: subprocess.Popen[Any]) -> None:
         """Take charge of a process that was started as the leader of a session of its own."""
         self._watched.append(process)
         pipe = self._process.stdin

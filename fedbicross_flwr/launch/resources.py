@@ -72,7 +72,7 @@ def fit_resources(clients: int) -> Resources:
     Cores are those this process may use (affinity and container limits count); GPUs are those PyTorch
     sees. See `share_out` for the rule and the error.
     """
-    import joblib  # type: ignore[import-untyped]
+    import joblib
     import torch
 
     return share_out(clients, cpus=int(joblib.cpu_count()), gpus=torch.cuda.device_count())

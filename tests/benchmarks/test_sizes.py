@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.memory import ITERATIONS, shapes
+from benchmarks.memory import IN_USE, ITERATIONS, READINGS, readings, shapes
 from benchmarks.sizes import PAPER, Sizes
 from fedbicross_flwr.errors import FedBiCrossError
 
@@ -21,3 +21,7 @@ def test_memory_is_measured_of_the_cell_and_of_one_cluster() -> None:
     assert list(found) == ["N = 5, K = 3", "N = 5, K = 1"]
     for sizes in found.values():
         assert (sizes.width, sizes.images, sizes.iterations) == (PAPER.width, PAPER.images, ITERATIONS)
+
+
+def test_memory_in_use_is_read_once_where_nothing_else_is_known() -> None:
+    assert readings("cpu") == [*READINGS] and readings("cuda") == [IN_USE]

@@ -11,6 +11,7 @@ import numpy as np
 from run_builder import CLASSES, build_run, dump, edit, score
 
 from fedbicross_flwr.compare.variants import AUTOMATIC, VARIANTS
+from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES
 from fedbicross_flwr.settings import read_toml
 
 MODEL = 2_800_000
@@ -48,6 +49,7 @@ FLOWER_LEVELS: dict[str, tuple[float, float, float, float]] = {
     "flower:FedAdam": (0.60, 0.62, 0.66, 0.78),
     "flower:Krum": (0.42, 0.50, 0.52, 0.72),
 }
+FLOWER_LEVELS |= {name: (0.50, 0.55, 0.57, 0.75) for name in FLOWER_NAMES if name not in FLOWER_LEVELS}
 """As `LEVELS`, of strategies that take `ROUNDS` rounds; they are built when they are named."""
 
 

@@ -148,6 +148,19 @@ def test_bytes_show_one_shot_methods_as_points_and_strategies_as_curves(tmp_path
         assert all(low < point[1] < high for point in curves(axes)["point"]), "a point lies outside"
 
 
+def test_bytes_have_room_for_all_strategies(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("fedavg", "fedbicross", *FLOWER_LEVELS), seeds=(0,))
+    made = draw_traffic(collect(tmp_path))
+    made.draw_without_rendering()
+    for axes in made.axes:
+        box = axes.get_window_extent()
+        points = [line for line in axes.lines if len(data(line.get_xdata())) == 1]
+        assert len(points) == 2 * (2 + len(FLOWER_LEVELS))
+        for line in points:
+            ((x, y),) = line.get_transform().transform(line.get_xydata())
+            assert box.x0 < x < box.x1 and box.y0 < y < box.y1
+
+
 @pytest.mark.parametrize(
     ("variants", "points", "lines"), [(("fedavg",), 2, 0), (("flower:Krum", "flower:FedProx"), 4, 2)]
 )

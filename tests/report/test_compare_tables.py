@@ -17,7 +17,7 @@ from run_builder import edit
 
 from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE, CellName, collect
 from fedbicross_flwr.compare.commands import table_text
-from fedbicross_flwr.compare.latex import escape
+from fedbicross_flwr.compare.latex import escape, latex_table
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
 from fedbicross_flwr.compare.pages import write_comparison
 from fedbicross_flwr.compare.paired import NOT_INDEPENDENT
@@ -324,6 +324,25 @@ def test_a_client_that_failed_is_named_once_for_all_methods_without_it(out: Path
         "Seed 0 is without client 3 (too few images) in fedavg, fedbicross.",
         "Seed 1 is without client 3 (too few images) in fedbicross.",
     ]
+
+
+def test_a_central_model_counts_the_client_that_the_others_are_without(tmp_path: Path) -> None:
+    out = build_comparison(tmp_path, variants=("fedavg", "central"), seeds=(0, 1))
+    for seed in (0, 1):
+        file = out / CELL / "fedavg" / f"seed-{seed}" / "run.json"
+        edit(file, lambda found: found["clients"][3].update(status="failed", reason="too few images"))
+    shutil.rmtree(out / CELL / "central" / "seed-1")
+    notes = [note for note in table_of(out).notes if "is without" in note]
+    assert notes == [
+        "Seed 0 is without client 3 (too few images) in fedavg; "
+        "the central model's figures count it all the same.",
+        "Seed 1 is without client 3 (too few images) in fedavg.",
+    ]
+
+
+def test_a_label_of_latex_is_one_whatever_the_data_are_called() -> None:
+    table = latex_table(["a"], [[["b"]]], "caption", "tab:my%da{ta}_2-N5-alpha0.3")
+    assert r"\label{tab:my-da-ta-_2-N5-alpha0.3}" in table
 
 
 def test_all_files_are_written_and_csv_reads_back(shared: Path) -> None:

@@ -17,6 +17,7 @@ from fedbicross_flwr.compare.figures.looks import (
     ORDER,
     ends,
     handle,
+    join,
     legend_below,
     look_of,
     percent_of,
@@ -126,8 +127,7 @@ def _panel(
         )
         drawn.setdefault(line.variant, []).append(point)
         if len(drawn[line.variant]) > 1:
-            xs, ys = zip(*drawn[line.variant], strict=True)
-            axes.plot(xs, ys, color=look.colour, linewidth=0.9, zorder=2, transform=transform)
+            join(axes, drawn[line.variant], look, transform)
 
 
 def _hollow(line: Line, lines: list[Line]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Transform
 
 from fedbicross_flwr.compare.collect import CellRuns
 from fedbicross_flwr.compare.lines import Line
@@ -100,6 +101,12 @@ def ends(theme: Theme) -> list[Line2D]:
     hollow, full = (handle(title, Look(theme.neutral, "o", "solid"), line=False) for title in ENDS)
     hollow.set_markerfacecolor(theme.surface)
     return [hollow, full]
+
+
+def join(axes: Axes, points: Sequence[tuple[float, float]], look: Look, transform: Transform) -> None:
+    """Join the two points of a method: dotted, as a deviation is a line as well."""
+    xs, ys = zip(*points, strict=True)
+    axes.plot(xs, ys, ":", color=look.colour, linewidth=0.9, zorder=2, transform=transform)
 
 
 def dodge(index: int, number: int, width: float = 0.34) -> float:

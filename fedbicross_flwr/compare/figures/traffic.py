@@ -19,6 +19,7 @@ from fedbicross_flwr.compare.figures.looks import (
     ORDER,
     ends,
     handle,
+    join,
     legend_below,
     look_of,
     percent_of,
@@ -163,10 +164,7 @@ def draw_lines(axes: Axes, lines: Sequence[Line], key: str, way: str, theme: The
         axes.update_datalim([(point[0], value[0] - value[1]), (point[0], value[0] + value[1])])
         drawn.setdefault(line.variant, []).append(point)
         if len(drawn[line.variant]) > 1:
-            xs, ys = zip(*drawn[line.variant], strict=True)
-            # Dotted, as a deviation is a line as well.
-            aside = axes.transData + shift
-            axes.plot(xs, ys, ":", color=look.colour, linewidth=0.9, zorder=2, transform=aside)
+            join(axes, drawn[line.variant], look, axes.transData + shift)
     axes.autoscale_view(scalex=False)
 
 
@@ -190,8 +188,10 @@ def megabyte_axes(row: Sequence[Axes], lines: Sequence[Line]) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        # A place aside is a twelfth or so on this scale.
-        axes.set_xlim(min(sizes) / 2, max(sizes) * max(2.0, 1.09 ** max(beside(lines).values())))
+        # So much of the panel's width the farthest points and a margin take; the decades share what is left.
+        aside = BESIDE * (max(beside(lines).values()) + 1) / (axes.bbox.width / axes.figure.dpi)
+        low, high = min(sizes) / 2, max(sizes)
+        axes.set_xlim(low, max(2 * high, low * (high / low) ** (1 / (1 - aside))))
 
 
 def legend(lines: Sequence[Line], theme: Theme) -> list[Line2D]:
