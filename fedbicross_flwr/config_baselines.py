@@ -88,6 +88,9 @@ class DenseConfig:
     weight_decay: float = setting(0.0, "weight decay of SGD, student", low=0.0, source="DENSE")
     temperature: float = setting(20.0, "temperature of the distillation", above=0.0, source="DENSE")
     pool: int = setting(0, "batches that the pool keeps, the newest; 0 keeps all", low=0, source="DENSE: all")
+    augment: bool = setting(
+        False, "crop and flip the pool's images at random for the student, as the released code does"
+    )
     aggregation: str = setting("logits", "how the uploads answer together", choices=AGGREGATIONS)
     student_init: str = setting("random", "where the student starts", choices=STARTS)
 
@@ -173,6 +176,9 @@ class CoBoostingConfig:
     clip: float = setting(10.0, "largest norm of a gradient", above=0.0, source="Co-Boosting")
     pool: int = setting(
         0, "batches that the pool keeps, the newest; 0 keeps all", low=0, source="Co-Boosting: all"
+    )
+    augment: bool = setting(
+        False, "crop and flip the pool's images at random for the student, as the released code does"
     )
     student_init: str = setting("random", "where the student starts", choices=STARTS)
 

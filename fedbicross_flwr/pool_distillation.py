@@ -22,7 +22,7 @@ from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
 from fedbicross_flwr.inversion_loss import answer
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.training import batches
+from fedbicross_flwr.training import batches, crop_and_flip
 
 ADAM_BETAS = (0.5, 0.999)
 
@@ -75,6 +75,11 @@ class Pool:
     def __len__(self) -> int:
         return self.size
 
+    def shown(self, rows: Tensor, augment: torch.Generator | None) -> Tensor:
+        """Return images (n, channels, h, w) of rows (n,), cropped and flipped if a generator is given."""
+        images = self.images[rows]
+        return images if augment is None else crop_and_flip(images, augment)
+
     def add(self, images: Tensor, labels: Tensor, ensemble: Ensemble, compute: Compute) -> None:
         """Copy a batch into the pool: images (B, channels, h, w), int64 labels (B,)."""
         with torch.no_grad():
@@ -105,6 +110,19 @@ def teacher_with_statistics(ensemble: Ensemble, bn_weight: float, compute: Compu
         return scores, bn_weight * loss
 
     return call
+
+
+def lesson_of(pool: Pool, ensemble: Ensemble, augment: torch.Generator | None, compute: Compute) -> Lesson:
+    """Return what shows the pool's images, cropped and flipped if a generator is given, and their scores."""
+
+    def lesson(rows: Tensor) -> tuple[Tensor, Tensor]:
+        images = pool.shown(rows, augment)
+        if augment is None:
+            return images, ensemble.combine(pool.logits[:, rows])
+        with torch.no_grad():
+            return images, ensemble.scores(images, compute)
+
+    return lesson
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:

@@ -15,9 +15,11 @@ the student's.
 
 Defaults are the published settings (`CoBoostingConfig`). What they leave open is taken from DENSE, whose loop
 this is: the generator's weights N(0, .02), Adam's betas, the student in eval mode while images are made,
-gradients through both networks in the KL term. KL at temperature 3 is multiplied by 9, as KL at temperature
-4 is by 16. The on-the-fly step is taken in normalised pixels and is not clipped to their range. Where a step
-would set all weights to zero, by whose sum is divided, the weights stay as they are.
+gradients through both networks in the KL term. KL at temperature 3 is multiplied by 9, as KL at temperature 4
+is by 16. The released code crops and flips the pool's images for part 3, of which the paper says nothing;
+``coboosting.augment = true`` does so. The on-the-fly step is taken in normalised pixels and is not clipped to
+their range. Where a step would set all weights to zero, by whose sum is divided, the weights stay as they
+are.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from fedbicross_flwr.pool_distillation import (
     Teacher,
     distil,
     divergence,
+    lesson_of,
     synthesise,
     teacher_with_statistics,
 )
@@ -107,7 +110,8 @@ def boost_and_distil(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple
         sgd.param_groups[0]["lr"] = config.lr * SCHEDULES["cosine"](epoch / config.epochs)
         order = torch_generator(seed, "coboosting/distillation", round=epoch)
         directions = torch_generator(seed, "coboosting/perturbation", round=epoch)
-        lesson = harder_lesson(pool, ensemble, config, directions, compute)
+        augment = torch_generator(seed, "coboosting/augmentation", round=epoch) if config.augment else None
+        lesson = harder_lesson(pool, ensemble, config, directions, augment, compute)
         last = distil(student, sgd, len(pool), lesson, config, order, compute, config.clip)
         # The student first: one that diverged spoils the generator's loss too, but not the other way round.
         losses = {"coboosting.lr": last, "coboosting.generator_lr": lowest}
@@ -151,14 +155,22 @@ def stepped_weights(weights: Tensor, logits: Tensor, labels: Tensor, size: float
 
 
 def harder_lesson(
-    pool: Pool, ensemble: Ensemble, config: CoBoostingConfig, random: torch.Generator, compute: Compute
+    pool: Pool,
+    ensemble: Ensemble,
+    config: CoBoostingConfig,
+    random: torch.Generator,
+    augment: torch.Generator | None,
+    compute: Compute,
 ) -> Lesson:
-    """Return part 3's view of the pool: perturbed images, and what the ensemble says of them."""
+    """Return part 3's view of the pool: perturbed images, and what the ensemble says of them.
+
+    `random` draws the directions; `augment`, where it is given, crops and flips before that.
+    """
+    if not config.perturbation:
+        return lesson_of(pool, ensemble, augment, compute)
 
     def lesson(rows: Tensor) -> tuple[Tensor, Tensor]:
-        if not config.perturbation:
-            return pool.images[rows], ensemble.combine(pool.logits[:, rows])
-        images = pool.images[rows]
+        images = pool.shown(rows, augment)
         harder = perturb(images, ensemble, config.temperature, config.perturbation, random, compute)
         with torch.no_grad():
             return harder, ensemble.scores(harder, compute)

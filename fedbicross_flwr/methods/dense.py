@@ -14,6 +14,8 @@ times its square. Defaults are the published settings (`DenseConfig`).
   upload's own layers are compared, as the paper has it, and the mean over the uploads is taken;
   ``dense.bn_weight = 0`` gives the released behaviour.
 - In the boundary term the student is in eval mode and gradients reach the images through both networks.
+- The released code crops and flips the pool's images for the student, of which the paper says nothing;
+  ``dense.augment = true`` does so.
 - ``dense.aggregation`` combines the uploads (default: mean of logits); ``dense.pool`` may bound the pool.
 """
 
@@ -36,6 +38,7 @@ from fedbicross_flwr.pool_distillation import (
     Teacher,
     distil,
     divergence,
+    lesson_of,
     synthesise,
     teacher_with_statistics,
 )
@@ -69,15 +72,14 @@ def synthesise_and_distil(
     pool = Pool(config.pool)
     images = labels = torch.zeros(())
 
-    def lesson(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return pool.images[rows], ensemble.combine(pool.logits[:, rows])
-
     for epoch in range(config.epochs):
         student.eval()
         random = torch_generator(seed, "dense/synthesis", round=epoch)
         images, labels, lowest = synthesise(loss, config, task.spec, random, compute)
         pool.add(images, labels, ensemble, compute)
         order = torch_generator(seed, "dense/distillation", round=epoch)
+        augment = torch_generator(seed, "dense/augmentation", round=epoch) if config.augment else None
+        lesson = lesson_of(pool, ensemble, augment, compute)
         last = distil(student, sgd, len(pool), lesson, config, order, compute)
         # The student first: one that diverged spoils the generator's loss too, but not the other way round.
         check_finite("DENSE", epoch, {"dense.lr": last, "dense.generator_lr": lowest}, task)

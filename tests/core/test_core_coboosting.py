@@ -40,7 +40,7 @@ from fedbicross_flwr.methods.student import start_student
 from fedbicross_flwr.models import build_model, state_of
 from fedbicross_flwr.pool_distillation import teacher_with_statistics
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import batches
+from fedbicross_flwr.training import batches, crop_and_flip
 
 QUICK: dict[str, Any] = {
     "coboosting__epochs": 3,
@@ -167,10 +167,11 @@ def test_the_on_the_fly_step() -> None:
     assert not torch.equal(harder, perturb(images, ensemble, 4.0, 0.03, generator(8), CPU))
 
 
-@pytest.mark.parametrize("weight_step", [0.01, 0.4])
-def test_three_epochs_as_the_paper_has_them(weight_step: float) -> None:
+@pytest.mark.parametrize(("weight_step", "augment"), [(0.01, False), (0.4, True)])
+def test_three_epochs_as_the_paper_has_them(weight_step: float, augment: bool) -> None:
     """Three epochs of two generator steps, written out, with weights from the second epoch on."""
     options = QUICK | {"coboosting__weight_step": weight_step, "coboosting__weight_decay_rate": 0.5}
+    options |= {"coboosting__augment": augment}
     uploads, task = trained_uploads(), server_task(seed=5, **options)
     teachers, student = plain_teachers(uploads), start_student("random", uploads, task)
     sgd = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
@@ -211,8 +212,10 @@ def test_three_epochs_as_the_paper_has_them(weight_step: float) -> None:
         student.train()
         sgd.param_groups[0]["lr"] = 0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2
         directions = torch_generator(5, "coboosting/perturbation", round=epoch)
+        moves = torch_generator(5, "coboosting/augmentation", round=epoch)
         for rows in batches(len(labels_of), 6, torch_generator(5, "coboosting/distillation", round=epoch)):
-            start = images_of[rows].requires_grad_(True)
+            start = crop_and_flip(images_of[rows], moves) if augment else images_of[rows]
+            start.requires_grad_(True)
             u = torch.rand(len(rows), 3, generator=directions) * 2 - 1
             (gradient,) = torch.autograd.grad(((answer(start) / 4).softmax(1) * u).sum(), start)
             batch = start.detach() + 8 / 255 * gradient.sign()

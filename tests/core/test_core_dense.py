@@ -33,7 +33,7 @@ from fedbicross_flwr.methods.student import start_student
 from fedbicross_flwr.models import state_of
 from fedbicross_flwr.pool_distillation import teacher_with_statistics
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import batches
+from fedbicross_flwr.training import batches, crop_and_flip
 
 QUICK: dict[str, Any] = {
     "dense__epochs": 3,
@@ -99,9 +99,10 @@ def test_the_batch_norm_term_of_an_ensemble_changes_the_images() -> None:
     assert (made[0] - made[1]).abs().max() > 1e-3
 
 
-def test_three_epochs_as_the_paper_has_them() -> None:
+@pytest.mark.parametrize("augment", [False, True])
+def test_three_epochs_as_the_paper_has_them(augment: bool) -> None:
     """Three epochs of two generator steps, written out; the third pass is over three batches."""
-    uploads, task = trained_uploads(), server_task(seed=5, **QUICK)
+    uploads, task = trained_uploads(), server_task(seed=5, **QUICK | {"dense__augment": augment})
     teachers, student = plain_teachers(uploads), start_student("random", uploads, task)
     sgd = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9)
     pool: list[tuple[Tensor, Tensor]] = []
@@ -127,8 +128,9 @@ def test_three_epochs_as_the_paper_has_them() -> None:
         pool.append((min(tried, key=lambda pair: pair[0])[1], labels))
         everything = torch.cat([images for images, _ in pool])
         student.train()
+        moves = torch_generator(5, "dense/augmentation", round=epoch)
         for rows in batches(len(everything), 6, torch_generator(5, "dense/distillation", round=epoch)):
-            batch = everything[rows]
+            batch = crop_and_flip(everything[rows], moves) if augment else everything[rows]
             with torch.no_grad():
                 scores = sum(teacher(batch) for teacher in teachers) / 2
             sgd.zero_grad()

@@ -22,9 +22,11 @@ from fedbicross_flwr.pool_distillation import (
     Pool,
     distil,
     divergence,
+    lesson_of,
     synthesise,
     teacher_with_statistics,
 )
+from fedbicross_flwr.training import crop_and_flip
 
 SETTINGS = DenseConfig(steps=5, batch_size=4, latent=3, generator_width=2)
 
@@ -47,6 +49,18 @@ def test_the_pool_holds_copies_and_each_members_answers() -> None:
     assert pool.labels.tolist() == [0, 1, 1, 2, 2, 3]
     for logits, member in zip(pool.logits, teachers.members, strict=True):
         torch.testing.assert_close(logits, member(torch.cat(kept)), rtol=1e-4, atol=1e-5)
+
+
+def test_cropped_images_are_asked_about_anew() -> None:
+    pool, teachers, rows = Pool(0), ensemble(), torch.tensor([1, 0])
+    pool.add(noise(2, 1, 28, 28), torch.tensor([0, 1]), teachers, CPU)
+    plain, answers = lesson_of(pool, teachers, None, CPU)(rows)
+    assert torch.equal(plain, pool.images[rows])
+    torch.testing.assert_close(answers, teachers.scores(plain, CPU))
+    moved, answers = lesson_of(pool, teachers, generator(3), CPU)(rows)
+    assert torch.equal(moved, crop_and_flip(plain, generator(3))) and not torch.equal(moved, plain)
+    torch.testing.assert_close(answers, teachers.scores(moved, CPU))
+    assert not answers.requires_grad
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0, 8), (1, 2), (3, 6), (9, 8)])
