@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from comparison_builder import FLOWER_LEVELS, MODEL, ROUNDS, build_comparison
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from run_builder import edit
@@ -26,7 +29,7 @@ from fedbicross_flwr.compare.figures.cluster_count import (
     chosen_clusters,
     draw_cluster_count,
 )
-from fedbicross_flwr.compare.figures.clusterings import rand_index
+from fedbicross_flwr.compare.figures.clusterings import draw_clusterings, rand_index
 from fedbicross_flwr.compare.figures.cost import LEAST_SECONDS, draw_cost
 from fedbicross_flwr.compare.figures.images import CLASS_GAP, GAP, dealt, strip
 from fedbicross_flwr.compare.figures.looks import STRATEGIES, look_of, percent_of
@@ -109,6 +112,22 @@ def test_lines_over_alpha_hold_the_means(comparison: Comparison) -> None:
         means.append(round(100 * float(np.mean(seeds)), 6))
     assert tuple(means) in drawn
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "0.3"]
+
+
+@pytest.mark.parametrize(
+    "draw", [draw_by_alpha, draw_clusterings, draw_cluster_count, draw_cost, draw_traffic]
+)
+def test_a_mean_of_fewer_seeds_is_named(
+    draw: Callable[[Comparison], Figure], comparison: Comparison, tmp_path: Path
+) -> None:
+    assert draw(comparison).get_suptitle() == ""
+    out = build_comparison(tmp_path, CELLS, VARIANTS, (0, 1))
+    shutil.rmtree(out / "phantom-N5-alpha0.1" / "fedbicross" / "seed-1")
+    made = draw(collect(out))
+    assert made.get_suptitle() == "With fewer seeds: FedBiCross (1 of 2, α = 0.1)"
+    made.draw_without_rendering()
+    title = made._suptitle.get_window_extent()  # type: ignore[attr-defined]
+    assert all(title.y0 >= axes.title.get_window_extent().y1 for axes in made.axes)
 
 
 def test_cost_shows_both_models_and_no_time_below_the_least(comparison: Comparison) -> None:

@@ -17,6 +17,7 @@ from fedbicross_flwr.compare.figures.looks import (
     legend_below,
     look_of,
     percent_of,
+    say_missing_seeds,
 )
 from fedbicross_flwr.compare.lines import Line, final_line, lines_of
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
@@ -47,15 +48,23 @@ def draw_by_alpha(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         made = figure(height=2.9 * len(groups) + 0.7)
         panels = made.subplots(len(groups), len(PANELS), squeeze=False, sharey="row")
         titles: dict[str, str] = {}
+        drawn = list[tuple[CellRuns, list[Line]]]()
         for row, (group, cells) in zip(panels, groups.items(), strict=True):
             lines = [lines_of(cell) for cell in cells]
+            drawn += [(cell, finals(several)) for cell, several in zip(cells, lines, strict=True)]
             for axes, (key, name) in zip(row, PANELS.items(), strict=True):
                 titles |= _draw(axes, cells, lines, key, theme)
                 axes.set_title(f"{label(group, 30)}: {name}")
             row[0].set_ylabel("accuracy in percent")
         known = [name for name in SHOWN if name in titles]
+        say_missing_seeds(made, drawn, theme)
         legend_below(made, [handle(titles[name], look_of(name, theme)) for name in known], columns=3)
     return made
+
+
+def finals(lines: Sequence[Line]) -> list[Line]:
+    """Return the final line of every method that is shown."""
+    return [line for name in SHOWN if (line := final_line(lines, name)) is not None]
 
 
 def _draw(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedbicross_flwr.compare.collect import CLUSTER_STUDY, CellRuns, Comparison
-from fedbicross_flwr.compare.figures.looks import Look, handle, legend_below, percent_of
+from fedbicross_flwr.compare.figures.looks import Look, handle, legend_below, percent_of, say_missing_seeds
 from fedbicross_flwr.compare.lines import Line, final_line, lines_of
 from fedbicross_flwr.compare.variants import AUTOMATIC
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
@@ -79,6 +79,8 @@ def draw_cluster_count(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
             star = handle(AUTOMATIC_TITLE, Look(theme.neutral, AUTOMATIC_MARKER, "solid"), line=False)
             star.set(markersize=12, markerfacecolor=theme.surface)
             handles.append(star)
+        drawn = [(cell, [*found.values(), *([auto.line] if auto else [])]) for cell, found, auto in studies]
+        say_missing_seeds(made, drawn, theme)
         legend_below(made, handles)
     return made
 

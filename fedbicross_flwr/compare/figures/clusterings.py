@@ -19,6 +19,7 @@ from fedbicross_flwr.compare.figures.looks import (
     legend_below,
     look_of,
     percent_of,
+    say_missing_seeds,
 )
 from fedbicross_flwr.compare.lines import final_line, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
@@ -67,9 +68,15 @@ def draw_clusterings(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         present = [
             name for name in CLUSTERINGS if any(any(c.records(name)) for cs in groups.values() for c in cs)
         ]
+        drawn = [
+            (cell, [line for name in present if (line := final_line(lines_of(cell), name)) is not None])
+            for cells in groups.values()
+            for cell in cells
+        ]
         handles = [
             handle(VARIANTS[name].title, look_of(name, theme, CLUSTERINGS), line=False) for name in present
         ]
+        say_missing_seeds(made, drawn, theme)
         legend_below(made, handles, columns=2)
     return made
 

@@ -21,6 +21,7 @@ from fedbicross_flwr.compare.figures.looks import (
     legend_below,
     look_of,
     percent_of,
+    say_missing_seeds,
 )
 from fedbicross_flwr.compare.lines import BELOW, SHIPPED, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
@@ -79,6 +80,7 @@ def draw_cost(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
             handle(titles[name], look_of(name, theme), line=name == CONTROL_LINE, marker=name != CONTROL_LINE)
             for name in dict.fromkeys(known)
         ]
+        say_missing_seeds(made, cells, theme)
         legend_below(made, [*handles, *ends(theme)], columns=3)
     return made
 

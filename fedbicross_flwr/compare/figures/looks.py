@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ GREY: Mapping[str, tuple[str, str]] = {
 """What is no one-shot method is grey: controls and ceilings."""
 BESIDE = 0.09
 """Inches between methods that send equally much: their points would lie on each other."""
+NOTE_WIDTH = 110
+"""Characters in a line above a figure."""
 CONTROL_LINE = "same-budget"
 """What shares nothing and trains longer: drawn as a line."""
 ENDS = ("hollow: as shipped", "full: fine-tuned or personal")
@@ -80,6 +83,21 @@ def legend_below(made: Figure, handles: Sequence[Line2D], columns: int = 4) -> N
             ncols=min(columns, len(handles)),
             handlelength=2.6,
         )
+
+
+def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Line]]], theme: Theme) -> None:
+    """Write above a figure which of its lines are means of fewer seeds than their cell has; else nothing."""
+    # By variant: a method's two points come from the same runs.
+    short = {
+        (cell.cell.name, line.variant): f"{line.title} ({len(line.seeds)} of {len(cell.seeds)}, "
+        f"α = {cell.cell.alpha:g})"
+        for cell, lines in drawn
+        for line in lines
+        if len(line.seeds) < len(cell.seeds)
+    }
+    if short:
+        text = textwrap.fill(f"With fewer seeds: {'; '.join(short.values())}", NOTE_WIDTH)
+        made.suptitle(text, fontsize="small", color=theme.muted)
 
 
 def handle(title: str, look: Look, line: bool = True, marker: bool = True) -> Line2D:

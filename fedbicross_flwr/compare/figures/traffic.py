@@ -23,6 +23,7 @@ from fedbicross_flwr.compare.figures.looks import (
     legend_below,
     look_of,
     percent_of,
+    say_missing_seeds,
 )
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED, Line, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
@@ -77,6 +78,7 @@ def draw_traffic(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         for axes in made.axes:
             axes.tick_params(labelbottom=True)
         megabyte_axes(panels[0], [line for _, lines in found for line in lines])
+        say_missing_seeds(made, found, theme)
         legend_below(made, legend([line for _, lines in found for line in lines], theme), columns=3)
     return made
 
