@@ -40,8 +40,7 @@ TEMPLATE = """\
 <header>
 <p class="kicker">FedBiCross run report</p>
 <h1>{{ run.dataset.name }}, {{ run.clients | length }} clients</h1>
-<p class="muted">Run <code>{{ run.id }}</code>. Each client is one hospital. It trains a model on its own
-images, sends that model once, and receives one model back; no image leaves it.</p>
+<p class="muted">Run <code>{{ run.id }}</code>. Each client is one hospital. {{ exchange }}</p>
 <dl class="facts">
 {%- for label, value in facts %}
 <div><dt>{{ label }}</dt><dd>{{ value }}</dd></div>
@@ -60,7 +59,7 @@ images, sends that model once, and receives one model back; no image leaves it.<
 {%- for card in headlines %}
 <article class="card">
 <h2>{{ card.title }}</h2>
-<p class="big">{{ card.bars[0].value }} %<small>mean accuracy of FedBiCross</small></p>
+<p class="big">{{ card.bars[0].value }} %<small>mean accuracy of {{ subject }}</small></p>
 <div class="bars">
 {%- for bar in card.bars %}
 <div class="bar{{ ' ours' if bar.ours }}"><span class="name">{{ bar.name }}</span>
@@ -72,8 +71,8 @@ images, sends that model once, and receives one model back; no image leaves it.<
 </article>
 {%- endfor %}
 </div>
-<p class="note">Signed numbers: FedBiCross minus that method, in percentage points. This is one run with one
-seed; a small difference may be chance, and only several seeds can tell.</p>
+<p class="note">Signed numbers: {{ subject }} minus that method, in percentage points. This is one run with
+one seed; a small difference may be chance, and only several seeds can tell.</p>
 {%- endif %}
 
 <section id="results">
@@ -144,7 +143,7 @@ traffic }}</p>
 <tr><th scope="col">Client</th><th scope="col">Cluster</th><th scope="col">Images</th>
 <th scope="col">Validation</th>
 {%- for protocol in protocols %}
-<th scope="col">local-only</th><th scope="col">FedBiCross</th><th scope="col">±</th>
+<th scope="col">local-only</th><th scope="col">{{ subject or "its method" }}</th><th scope="col">±</th>
 {%- endfor %}
 <th scope="col">sent</th><th scope="col">received</th></tr>
 </thead>
@@ -176,6 +175,7 @@ more the columns differ, the harder it is to learn together.
 {%- if run.failed %} Grey columns are clients that failed.{% endif %}</figcaption>
 {%- endif %}</figure>
 </section>
+{%- if shown_parts["clustering"] %}
 
 <section id="clustering">
 <h2>Who is like whom</h2>
@@ -184,15 +184,18 @@ more the columns differ, the harder it is to learn together.
 <figcaption>{{ clustering_text }}</figcaption>
 {%- endif %}</figure>
 </section>
+{%- endif %}
+{%- if shown_parts["synthetic"] %}
 
 <section id="synthetic">
 <h2>Synthetic images</h2>
 <figure>{{ picture("synthetic", "Synthetic images of every cluster and class") }}
 {%- if "synthetic" in light %}
-<figcaption>The server holds no patient image. It starts from noise and changes it until a cluster’s
-models recognise a class. These are the results, and the only images that the cluster models learn from.
+<figcaption>The server holds no patient image. It makes its own, until the models that it received
+recognise a class in each. These are the results, and the only images that what it sends back learns from.
 They need not look like real images. {{ synthetic_text }}</figcaption>
 {%- endif %}</figure>
+{%- if shown_parts["inversion"] %}
 <h3>How they came about</h3>
 <figure>{{ picture("inversion", "Agreement, confidence, classes covered and losses over inversion steps") }}
 {%- if "inversion" in light %}
@@ -201,7 +204,10 @@ sure they are. Classes covered: how many classes are recognised in at least one 
 the three losses that are minimised, on a logarithmic scale. Fainter lines are earlier rounds. High
 agreement alone does not make good images: look at them, too.</figcaption>
 {%- endif %}</figure>
+{%- endif %}
 </section>
+{%- endif %}
+{%- if shown_parts["weights"] %}
 
 <section id="weights">
 <h2>Who learns from whom</h2>
@@ -212,6 +218,7 @@ other clusters’ images. In a panel the weights always add up to one. A line th
 cluster that does not help.</figcaption>
 {%- endif %}</figure>
 </section>
+{%- endif %}
 
 <section id="time">
 <h2>Where the time went</h2>

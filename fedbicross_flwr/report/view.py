@@ -5,10 +5,12 @@ Nothing here knows of HTML; `fedbicross_flwr.report.template` lays it out.
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from fedbicross_flwr.report.record import Client, RunRecord, Score
-from fedbicross_flwr.report.table import METRICS, ResultsTable, TableRow
+from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.report.record import Client, ResultRow, RunRecord, Score
+from fedbicross_flwr.report.table import CEILING, METRICS, ResultsTable, TableRow
 from fedbicross_flwr.report.units import (
     ABSENT,
     count,
@@ -19,8 +21,9 @@ from fedbicross_flwr.report.units import (
     points,
     points_between,
 )
+from fedbicross_flwr.rows import ROWS
 
-OURS = "FedBiCross"
+FEDBICROSS = "fedbicross"
 REFERENCES = ("local-only", "local-only, same budget", "FedAvg-1")
 ACCURACY = METRICS[0]
 SHORT_TITLES = {"global": "On the whole test set", "local": "On test images like the client’s own"}
@@ -30,12 +33,16 @@ COMPARED = {
     "classifier_norms": "The server compares the row norms of the models’ last layers.",
     "parameters": "The server compares all weights of the models.",
     "hierarchical": "The server compares all weights of the models.",
+    "pacfl": "The server compares singular vectors that each client computes from its images and sends.",
 }
+
+PARTS = ("clustering", "synthetic", "inversion", "weights")
+"""Parts of a page that only some methods have something for."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a headline card: a method's mean accuracy, and how far FedBiCross is from it."""
+    """One line of a headline card: a row's mean accuracy, and how far the page's subject is from it."""
 
     name: str
     value: str
@@ -55,7 +62,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class ClientLine:
-    """One client in the report; `scores` holds local-only's and ours accuracy and their difference."""
+    """One client; `scores` holds local-only's and the subject's accuracy and their difference."""
 
     client: int
     cluster: int | None
@@ -77,30 +84,67 @@ class Timing:
     share: float
 
 
+def method_of(run: RunRecord) -> str:
+    """Return the name of the run's method."""
+    return str(run.config.get("method", FEDBICROSS))
+
+
+def shown_parts(run: RunRecord, drawn: Container[str]) -> dict[str, bool]:
+    """Return which of `PARTS` the page has: what is drawn, and with FedBiCross what is missing as well."""
+    return {part: part in drawn or method_of(run) == FEDBICROSS for part in PARTS}
+
+
+def subject(rows: Sequence[ResultRow | TableRow]) -> str | None:
+    """Return the row that a page is about, what its method ends with; None when there is none.
+
+    It is the last of those that not every run has. A ceiling is no method.
+    """
+    common = {row.name for row in ROWS.values()}
+    own = [row.name for row in rows if row.kind != CEILING and row.name not in common]
+    return own[-1] if own else None
+
+
+def exchange(run: RunRecord) -> str:
+    """Return in a sentence what a client sends and receives."""
+    rows = run.results.rows if run.results else ()
+    if rows and all(row.kind == CEILING for row in rows):
+        return rows[-1].note
+    if is_flower(method_of(run)):
+        rounds = run.config.get("flower.rounds")
+        return (
+            f"In each of {rounds} rounds it receives the common model, trains it on its own images, and "
+            "sends it back; no image leaves it."
+        )
+    sentence = "It trains a model on its own images, sends that model once, and receives one model back"
+    if method_of(run) == FEDBICROSS and run.config.get("clustering.by") == "pacfl":
+        return f"{sentence}. With its model it sends singular vectors of its images; no image leaves it."
+    return f"{sentence}; no image leaves it."
+
+
 def headlines(table: ResultsTable) -> tuple[Headline, ...]:
-    """Return the main numbers per protocol; none when FedBiCross is not among the rows."""
-    rows = {row.name: row for row in table.rows}
-    if OURS not in rows:
+    """Return the main numbers per protocol; none when the run's method is not among the rows."""
+    rows, name = {row.name: row for row in table.rows}, subject(table.rows)
+    if name is None:
         return ()
-    found = (_headline(rows, protocol) for protocol in table.protocols)
+    found = (_headline(rows, name, protocol) for protocol in table.protocols)
     return tuple(headline for headline in found if headline)
 
 
-def _headline(rows: dict[str, TableRow], protocol: str) -> Headline | None:
+def _headline(rows: dict[str, TableRow], subject: str, protocol: str) -> Headline | None:
     def mean(name: str) -> float | None:
         return rows[name].values[protocol, ACCURACY.key].mean if name in rows else None
 
-    ours = mean(OURS)
+    ours = mean(subject)
     if ours is None:
         return None
-    bars = [Bar(OURS, percent(ours), 100 * ours, "", True)]
+    bars = [Bar(subject, percent(ours), 100 * ours, "", True)]
     phrases = []
     for name in REFERENCES:
         other = mean(name)
         if other is not None:
             bars.append(Bar(name, percent(other), 100 * other, points(ours, other), False))
             phrases.append(f"{_compared(points_between(ours, other))} {name} ({percent(other)} %)")
-    sentence = f"FedBiCross reaches a mean accuracy of {percent(ours)} %"
+    sentence = f"{subject} reaches a mean accuracy of {percent(ours)} %"
     sentence += f": {listing(phrases)}." if phrases else "."
     return Headline(SHORT_TITLES[protocol], sentence, tuple(bars))
 
@@ -121,9 +165,10 @@ def client_lines(run: RunRecord) -> tuple[ClientLine, ...]:
 
 def _client_line(run: RunRecord, client: Client) -> ClientLine:
     scores = []
+    name = subject(run.results.rows) if run.results else None
     for protocol in run.results.protocols if run.results else ():
         own = _score(run, REFERENCES[0], protocol, client.client)
-        ours = _score(run, OURS, protocol, client.client)
+        ours = _score(run, name, protocol, client.client) if name else None
         difference = points(ours.accuracy, own.accuracy) if own and ours else ABSENT
         scores.append(
             (percent(own.accuracy if own else None), percent(ours.accuracy if ours else None), difference)

@@ -18,7 +18,8 @@ from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.report import load_run, results_table, write_report
 from fedbicross_flwr.report.figures import FIGURES, Rendered
 from fedbicross_flwr.report.page import render_page
-from fedbicross_flwr.report.view import headlines, synthetic_text
+from fedbicross_flwr.report.units import percent
+from fedbicross_flwr.report.view import client_lines, clustering_text, exchange, headlines, synthetic_text
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 
@@ -220,6 +221,81 @@ def test_the_headline_says_when_fedbicross_loses(run_folder: Path) -> None:
         "local-only, same budget (60.0 %) and 1.0 point above FedAvg-1 (59.0 %)."
     )
     assert [bar.difference for bar in card.bars] == ["", "−2.0", "±0.0", "+1.0"]
+
+
+OWN_FILES = ("clustering.json", "inversion.json", "weights.json", "synthetic.safetensors", "synthetic.json")
+
+
+def of_method(folder: Path, method: str, title: str, setting: str = "") -> Path:
+    """Make a run of another method out of one of FedBiCross, without the files that only FedBiCross has."""
+    config = folder / "config.toml"
+    config.write_text(f'method = "{method}"\n{config.read_text("utf-8")}{setting}', encoding="utf-8")
+
+    def rename(content: Any) -> None:
+        content["rows"] = [row for row in content["rows"] if row["name"] != title]
+        content["rows"][-2]["name"], content["rows"][-1]["name"] = title, f"{title}, fine-tuned"
+
+    edit(folder / "metrics.json", rename)
+    for name in OWN_FILES:
+        (folder / name).unlink()
+    return folder
+
+
+def test_a_page_is_about_its_runs_method(run_folder: Path) -> None:
+    page = words_only(of_method(run_folder, "dense", "DENSE"))
+    text = page.text()
+    assert "DENSE, fine-tuned reaches a mean accuracy of" in text
+    assert "Signed numbers: DENSE, fine-tuned minus that method" in text
+    assert "local-only DENSE, fine-tuned ± local-only DENSE, fine-tuned ±" in text
+    run = load_run(run_folder)
+    assert run.results is not None
+    own, last = run.results.row("local-only"), run.results.row("DENSE, fine-tuned")
+    assert own is not None and last is not None
+    first = client_lines(run)[0].scores[0]
+    assert first[:2] == tuple(percent(row.scores["global"][0].accuracy) for row in (own, last))
+    assert "sends that model once" in text
+    for missing in ("Who is like whom", "Synthetic images", "Who learns from whom", "FedBiCross reaches"):
+        assert missing not in text
+
+
+def test_fedavg_is_about_what_clients_make_of_it(run_folder: Path) -> None:
+    of_method(run_folder, "fedavg", "FedAvg-1")
+    bars = headlines(results_table(load_run(run_folder)))[0].bars
+    assert [bar.name for bar in bars] == [
+        "FedAvg-1, fine-tuned",
+        "local-only",
+        "local-only, same budget",
+        "FedAvg-1",
+    ]
+
+
+def test_what_is_sent_is_said_as_it_is(make_run: MakeRun) -> None:
+    def sentence(folder: Path) -> str:
+        return exchange(load_run(folder))
+
+    rounds = of_method(make_run("rounds"), "flower:FedAvg", "FedAvg", "\n[flower]\nrounds = 7\n")
+    assert sentence(rounds).startswith("In each of 7 rounds it receives the common model")
+    pacfl = make_run("pacfl")
+    config = pacfl / "config.toml"
+    assert "singular vectors" not in sentence(pacfl)
+    config.write_text(
+        config.read_text("utf-8").replace("[clustering]", '[clustering]\nby = "pacfl"'), "utf-8"
+    )
+    assert "With its model it sends singular vectors of its images" in sentence(pacfl)
+    assert "singular vectors that each client computes" in clustering_text(load_run(pacfl))
+
+
+def test_a_central_model_is_no_federation(make_run: MakeRun) -> None:
+    folder = of_method(make_run(), "central", "any")
+
+    def one_row(content: Any) -> None:
+        row = content["rows"][-1] | {"name": "central", "kind": "ceiling", "note": "One model for all."}
+        content["rows"] = [row]
+
+    edit(folder / "metrics.json", one_row)
+    text = words_only(folder).text()
+    assert "Each client is one hospital. One model for all." in text and "sends that model" not in text
+    assert "reaches a mean accuracy" not in text
 
 
 def test_a_broken_file_leaves_an_earlier_report_alone(run_folder: Path) -> None:
