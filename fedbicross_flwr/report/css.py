@@ -49,8 +49,8 @@ section { padding: 32px; margin: 24px 0; }
 .card h2 { font-size: 1rem; color: var(--muted); font-weight: 600; }
 .card .big { font-size: 3rem; line-height: 1.1; font-weight: 650; letter-spacing: -.03em;
   margin: 0 0 18px; }
-.card .big small { font-size: 1rem; font-weight: 400; letter-spacing: 0; color: var(--muted);
-  margin-left: 8px; }
+.card .big small { display: block; font-size: 1rem; line-height: 1.5; font-weight: 400; letter-spacing: 0;
+  color: var(--muted); }
 .card p.sentence { color: var(--muted); font-size: .9375rem; margin: 20px 0 0; }
 .warning { background: var(--warn-soft); color: var(--warn); border-radius: 12px; padding: 16px 24px;
   margin: 0 0 24px; }
