@@ -103,7 +103,7 @@ def run_it(config: RunConfig, folder: Path, in_process: bool, display: ProgressD
         status = simulate(
             find_app(),
             config.flat(),
-            fit_resources(config.partition.clients),
+            fit_resources(config.partition.clients, config.runtime.client_threads),
             on_line=lambda line: print(line, file=file, flush=True),
             poll=display.poll,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import cast
 
@@ -18,6 +18,8 @@ from fedbicross_flwr.files import disk_is_full
 from fedbicross_flwr.server import Server
 from fedbicross_flwr.site.store import RowScores
 from server_app.nodes import MARGIN
+
+NO_ANSWER = "it did not answer in time"
 
 
 class OneShot(Strategy):
@@ -105,23 +107,24 @@ class OneShot(Strategy):
             When a client's disk is full: in a simulation it is the disk of all.
         """
         taken: dict[int, Message] = {}
-        failures: set[str] = set()
+        failures: dict[int, str] = {}
         for message in replies:
+            node = message.metadata.src_node_id
             if message.has_error():
-                # Such a reply does not say which client it is; only who is missing tells that.
+                # Such a reply does not say which client it is; only its node tells that.
                 said = message.error.reason or "no reason given"
-                failures.add(f"its ClientApp failed ({said.splitlines()[0]})")
+                failures[node] = f"its ClientApp failed ({said.splitlines()[0]})"
                 continue
             if "client" not in message.content:  # a node that does not know which client it is
-                failures.add(reason_in(message))
+                failures[node] = reason_in(message)
                 continue
             client = int(cast(int, cast(MetricRecord, message.content["client"])["client"]))
-            self._nodes[client] = message.metadata.src_node_id
+            self._nodes[client] = node
             taken[client] = message
         expected = range(self.server.data.partition.num_clients)
-        for client in expected:
-            if client not in taken and not self.is_out(client):
-                self.leave_out(client, " or ".join(sorted(failures)) or "it did not answer in time")
+        missing = [client for client in expected if client not in taken and not self.is_out(client)]
+        for client, reason in self.reasons(missing, failures).items():
+            self.leave_out(client, reason)
         for client, message in list(taken.items()):
             if "refusal" in message.content:
                 refusal = FedBiCrossError(reason_in(message))
@@ -130,6 +133,21 @@ class OneShot(Strategy):
                 self.leave_out(client, str(refusal))
                 del taken[client]
         return dict(sorted(taken.items()))
+
+    def reasons(self, missing: Sequence[int], failures: Mapping[int, str]) -> dict[int, str]:
+        """Return why each of the missing clients is left out, given what failed at which node.
+
+        Before its first reply nobody knows which node is a client's: what may be its reason is named with
+        all others that may be.
+        """
+        known = {self._nodes[client] for client in missing if client in self._nodes}
+        others = sorted({reason for node, reason in failures.items() if node not in known})
+        silent = len(missing) - len(known) > sum(node not in known for node in failures)
+        either = " or ".join([*others, NO_ANSWER] if silent else others)
+        return {
+            client: failures.get(self._nodes[client], NO_ANSWER) if client in self._nodes else either
+            for client in missing
+        }
 
     def is_out(self, client: int) -> bool:
         """Return whether the run already goes on without this client."""

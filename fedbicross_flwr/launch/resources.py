@@ -49,8 +49,17 @@ class Resources:
         )
 
 
-def share_out(clients: int, cpus: int, gpus: int) -> Resources:
+def share_out(clients: int, cpus: int, gpus: int, threads: int = 1) -> Resources:
     """Share `cpus` cores and `gpus` GPUs evenly among as many of the `clients` as can run at once.
+
+    Parameters
+    ----------
+    clients : int
+        Simulated sites.
+    cpus, gpus : int
+        What this machine has.
+    threads : int, default 1
+        CPU threads that each client takes: no more clients at once than there are cores for.
 
     Raises
     ------
@@ -59,14 +68,14 @@ def share_out(clients: int, cpus: int, gpus: int) -> Resources:
     """
     if clients < 1:
         raise FedBiCrossError(f"clients is {clients}: a run needs at least 1 client")
-    at_once = min(clients, cpus, MOST_AT_ONCE, gpus * MOST_PER_GPU or clients)
+    at_once = min(clients, max(cpus // threads, 1), MOST_AT_ONCE, gpus * MOST_PER_GPU or clients)
     client_cpus = cpus // at_once
     # Rounded down: Ray counts in 1/10000 of a GPU, and shares that add up to more than 1 would not fit.
     share = math.floor(10_000 / math.ceil(at_once / gpus)) / 10_000 if gpus else 0.0
     return Resources(clients, client_cpus, share, total_cpus=at_once * client_cpus, total_gpus=gpus)
 
 
-def fit_resources(clients: int) -> Resources:
+def fit_resources(clients: int, threads: int = 1) -> Resources:
     """Fit a run with `clients` sites to this machine: as many at once as is useful, cores shared evenly.
 
     Cores are those this process may use (affinity and container limits count); GPUs are those PyTorch
@@ -75,4 +84,4 @@ def fit_resources(clients: int) -> Resources:
     import joblib
     import torch
 
-    return share_out(clients, cpus=int(joblib.cpu_count()), gpus=torch.cuda.device_count())
+    return share_out(clients, int(joblib.cpu_count()), torch.cuda.device_count(), threads)

@@ -20,7 +20,7 @@ from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.report import write_report
 from fedbicross_flwr.uploads import payload_bytes
 from server_app.nodes import MARGIN
-from server_app.strategy import OneShot
+from server_app.strategy import NO_ANSWER, OneShot
 
 
 def flower_run(folder: Path, change: Change | None = None, **settings: Any) -> LocalGrid:
@@ -174,6 +174,21 @@ def test_a_client_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
     flower_run(tmp_path / "run", lambda round_, client, reply: None if client == 2 else reply)
     entry = read_json(tmp_path / "run" / "run.json")["clients"][2]
     assert entry["reason"] == "it did not answer in time" and entry["bytes_sent"] == 0
+
+
+@pytest.mark.parametrize("failing_round", [1, 2])
+def test_no_client_is_given_the_reason_of_another(tmp_path: Path, failing_round: int) -> None:
+    """In round 2 the nodes are known; in round 1 what may be the reason is not said to be it."""
+    fail = as_sender(fail_in(failing_round, 1, "<class 'RuntimeError'>:<'disk on fire'>"))
+
+    def change(round_: int, client: int, reply: Message) -> Message | None:
+        return None if (round_, client) == (failing_round, 2) else fail(round_, client, reply)
+
+    flower_run(tmp_path / "run", change, clustering__clusters=1)
+    reasons = [entry["reason"] for entry in read_json(tmp_path / "run" / "run.json")["clients"]]
+    failed = "its ClientApp failed (<class 'RuntimeError'>:<'disk on fire'>)"
+    either = f"{failed} or {NO_ANSWER}"
+    assert reasons == (["", either, either] if failing_round == 1 else ["", failed, NO_ANSWER])
 
 
 def test_every_client_failing_is_one_clear_error(tmp_path: Path) -> None:

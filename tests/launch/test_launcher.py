@@ -50,9 +50,17 @@ def test_share_out_uses_the_machine(clients: int, cpus: int, gpus: int, expected
     assert share_out(clients, cpus, gpus) == expected
 
 
-@given(st.integers(1, 300), st.integers(1, 256), st.integers(0, 16))
-def test_share_out_never_asks_for_more_than_there_is(clients: int, cpus: int, gpus: int) -> None:
-    fitted = share_out(clients, cpus, gpus)
+@pytest.mark.parametrize(("threads", "at_once"), [(1, 5), (2, 5), (4, 4), (16, 1), (32, 1)])
+def test_clients_with_several_threads_get_cores_for_them(threads: int, at_once: int) -> None:
+    fitted = share_out(5, 16, 0, threads)
+    assert fitted.at_once == at_once and fitted.client_cpus >= min(threads, 16)
+
+
+@given(st.integers(1, 300), st.integers(1, 256), st.integers(0, 16), st.integers(1, 300))
+def test_share_out_never_asks_for_more_than_there_is(
+    clients: int, cpus: int, gpus: int, threads: int
+) -> None:
+    fitted = share_out(clients, cpus, gpus, threads)
     assert 1 <= fitted.at_once <= clients
     assert fitted.at_once * fitted.client_cpus == fitted.total_cpus <= cpus
     if gpus:  # Ray makes min(by cores, by GPUs) actors: the GPUs must not be the narrower gate
