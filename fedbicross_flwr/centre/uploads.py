@@ -148,8 +148,10 @@ class SiteUploads(Server):
             raise self.too_few(len(self.in_time()))
         with cpu_threads(1):
             flags = find_flags(self.in_time(), self.task)
+        for client in (upload.client for upload in self.in_time()):
+            # An earlier window's flags do not stand: among other uploads, one may no longer be outlying.
+            self.roster.change(client, flags=flags.get(client, []))
         for client, texts in flags.items():
-            self.roster.change(client, flags=texts)
             self.progress.note(f"the upload of site {self.site(client).site} is outlying: {'; '.join(texts)}")
         if self.config.deployment.hold_back:
             self.hold_back(flags)

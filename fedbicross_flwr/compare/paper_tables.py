@@ -137,7 +137,7 @@ def paper_table(name: str, comparison: Comparison) -> RegeneratedTable:
         for data, clients in sets.items()
     )
     title = f"Table {table.number} of the paper (page {table.page}): {table.caption}"
-    return RegeneratedTable(table.number, title, blocks, _notes(paper, blocks, used))
+    return RegeneratedTable(table.number, title, blocks, _notes(paper, table, blocks, used))
 
 
 def _block(paper: Paper, table: PaperTable, data: str, clients: int, cells: Sequence[CellRuns]) -> Block:
@@ -222,7 +222,9 @@ def _tests(cell: CellRuns | None) -> str:
     return f"α = {cell.cell.alpha:g}. {found}" if found else ""
 
 
-def _notes(paper: Paper, blocks: Sequence[Block], used: Sequence[CellRuns]) -> tuple[str, ...]:
+def _notes(
+    paper: Paper, table: PaperTable, blocks: Sequence[Block], used: Sequence[CellRuns]
+) -> tuple[str, ...]:
     notes = [
         f"Ours: accuracy in percent, mean ± sample standard deviation over seeds{_seeds(blocks)}; global: "
         "each client’s model on the whole test set, local: on test images mixed like its own. "
@@ -240,9 +242,23 @@ def _notes(paper: Paper, blocks: Sequence[Block], used: Sequence[CellRuns]) -> t
     absent = [block.title for block in blocks if not _ran(block)]
     if ran and absent:
         notes.append(f"Not run here: {listing(absent)}.")
+    if clusters := ablation_clusters(table.rows, used):
+        notes.append(f"Ablations, w/o Clus apart, ran with K = {listing(clusters)}.")
     if scale := scale_differences(paper.settings, used):
         notes.append(f"Our runs are not at the paper’s scale: {'; '.join(scale)}.")
     return tuple(notes)
+
+
+def ablation_clusters(rows: Sequence[PaperRow], cells: Sequence[CellRuns]) -> list[str]:
+    """Return every K that ablations ran with, as their rows do not say it; without clustering is none."""
+    names = {row.variant for row in rows if row.group == "ablation"}
+    found = {
+        record.config.get(CLUSTERS)
+        for cell in cells
+        for run, record in cell.records()
+        if run.variant.name in names and CLUSTERS not in run.variant.overrides
+    }
+    return sorted(str(clusters) for clusters in found if clusters is not None)
 
 
 def scale_differences(settings: Mapping[str, object], cells: Sequence[CellRuns]) -> list[str]:

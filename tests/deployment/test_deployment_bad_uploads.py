@@ -341,16 +341,35 @@ def test_holding_back_all_but_too_few_is_one_line(tmp_path: Path) -> None:
         outlying(tmp_path, deployment__hold_back=True, deployment__min_sites=3)
 
 
-def test_after_holding_back_too_many_the_next_window_is_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fedbicross_flwr.centre.uploads.find_flags", lambda uploads, task: {1: ["outlying"]})
-    config = deployed(tmp_path / "run", deployment__hold_back=True, deployment__min_sites=2)
-    server = SiteServer.open_sites(config, tmp_path / "run")
+def two_uploads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[int, list[str]], **changes: Any
+) -> SiteServer:
+    """A server with the uploads of sites 0 and 1, which are enough, and what is known against them."""
+    monkeypatch.setattr("fedbicross_flwr.centre.uploads.find_flags", lambda uploads, task: flags)
+    config = deployed(folder, deployment__min_sites=2, **changes)
+    server = SiteServer.open_sites(config, folder)
     server.open_uploads()
     for client in (0, 1):
         server.uploads[client] = ClientUpload(client, 10, {})
         server.roster.change(client, state="uploaded")
+    return server
+
+
+def test_flags_are_those_of_the_last_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {1: ["outlying"]}
+    server = two_uploads(tmp_path / "run", monkeypatch, flags)
+    server.close_uploads()
+    assert [server.site(client).flags for client in (0, 1)] == [[], ["outlying"]]
+    flags.clear()  # among more uploads it is no longer outlying
+    server.close_uploads()
+    assert [server.site(client).flags for client in (0, 1)] == [[], []]
+    assert all(not entry["flags"] for entry in roster(tmp_path / "run").values())
+
+
+def test_after_holding_back_too_many_the_next_window_is_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = two_uploads(tmp_path / "run", monkeypatch, {1: ["outlying"]}, deployment__hold_back=True)
     ended = "2020-01-01T00:00:00+00:00"
     server.roster.opened = ended
     assert server.open_uploads() < 0.0  # two are enough, as nothing is known against either

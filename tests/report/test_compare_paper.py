@@ -126,6 +126,13 @@ def line_with(text: str, method: str) -> str:
     return next(line for line in text.splitlines() if line.startswith((f"| {method} |", f"{method} &")))
 
 
+def test_the_clusters_of_the_ablations_are_said(tmp_path: Path) -> None:
+    bloodmnist(tmp_path, ("fedbicross-no-clustering", "fedbicross-K2"), (0,))
+    assert "Ablations, w/o Clus apart" not in table_text("I", tmp_path, "markdown")
+    bloodmnist(tmp_path, ("fedbicross-intra",), (0,))
+    assert "Ablations, w/o Clus apart, ran with K = 3." in table_text("I", tmp_path, "markdown")
+
+
 def test_the_best_of_each_column_is_marked_in_all_formats(tmp_path: Path) -> None:
     cell = bloodmnist(tmp_path, ("fedavg", "dense", "fedbicross", "fedbicross-K2", "central"))
     equal(cell / "fedavg" / "seed-0", "FedAvg-1", 0.7004)
