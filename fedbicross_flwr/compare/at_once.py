@@ -20,6 +20,7 @@ from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.ray_tasks import first_line, own_ray
+from fedbicross_flwr.runs.code_version import shared_folder
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's least but a little: tasks take a configuration and give back a few words."""
@@ -85,7 +86,7 @@ def make_at_once(runs: Sequence[PlannedRun], jobs: int, say: Say) -> list[Failur
     open_runs = skip_finished(runs, pace, say)
     if not open_runs:
         return []
-    before, open_runs = prerequisites(runs), apart(open_runs)
+    before, open_runs = prerequisites(runs if has_models(runs) else open_runs), apart(open_runs)
     teller = Teller(len(runs), len(runs) - len(open_runs), pace, jobs, say)
     with tasks_of_ray(open_runs[0], jobs) as (submit, wait):
         found = follow(open_runs, before, submit, wait, teller)
@@ -106,6 +107,15 @@ def apart(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         keys[run.folder] = order.setdefault((seed, run.cell), len(order)), turns[group]
         turns[group] += 1
     return sorted(runs, key=lambda run: keys[run.folder])
+
+
+def has_models(runs: Sequence[PlannedRun]) -> bool:
+    """Return whether finished runs may have left models that others use again.
+
+    They have not where their cache was removed, or belongs to other code.
+    """
+    folder = shared_folder(runs[0].config)
+    return folder is not None and folder.is_dir()
 
 
 def prerequisites(runs: Sequence[PlannedRun]) -> dict[Path, Path | None]:

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fedbicross_flwr.compare.plan import PlannedRun, cells_of, plan_runs
 from fedbicross_flwr.compare.single_run import FAILED, Done, Failure
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.runs.code_version import shared_folder
 from fedbicross_flwr.runs.folder import RunFolder
 
 CELL = "phantom-N3-alphainf"
@@ -105,6 +107,39 @@ def test_nothing_waits_for_what_was_finished_before(tmp_path: Path) -> None:
     queue = Queue()
     queue.follow(runs, made=runs[:1])
     assert queue.events[:2] == ["begin N3 dense 0", "begin N3 fedbicross 0"]
+
+
+def test_one_run_trains_again_where_the_finished_ones_left_no_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = planned(tmp_path, "fedavg,dense,fedbicross")
+    finished = runs[0].folder
+    asked: list[dict[Path, Path | None]] = []
+
+    def skip(runs: Sequence[PlannedRun], *_: Any) -> list[PlannedRun]:
+        return [run for run in runs if run.folder != finished]
+
+    @contextmanager
+    def no_ray(*_: Any) -> Iterator[tuple[None, None]]:
+        yield None, None
+
+    def note(
+        open_runs: Sequence[PlannedRun], before: dict[Path, Path | None], *_: Any
+    ) -> dict[Path, Failure]:
+        asked.append(before)
+        return {}
+
+    monkeypatch.setattr("fedbicross_flwr.compare.at_once.skip_finished", skip)
+    monkeypatch.setattr("fedbicross_flwr.compare.at_once.tasks_of_ray", no_ray)
+    monkeypatch.setattr("fedbicross_flwr.compare.at_once.follow", note)
+    make_at_once(runs, 2, print)
+    cache = shared_folder(runs[0].config)
+    assert cache is not None
+    cache.mkdir(parents=True)
+    make_at_once(runs, 2, print)
+    dense, ours = runs[1].folder, runs[2].folder
+    assert [before[ours] for before in asked] == [dense, finished]
+    assert [before[dense] for before in asked] == [None, finished]
 
 
 def test_what_failed_or_was_killed_stops_no_other_run_and_is_told(tmp_path: Path) -> None:
