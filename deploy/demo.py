@@ -19,6 +19,7 @@ from split_data import deal_unequally, write_sites
 
 from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.launch.app_folder import run_config_toml
 from fedbicross_flwr.report import load_run, render_terminal, results_table
 from fedbicross_flwr.runs.folder import free_run_id
@@ -75,7 +76,7 @@ def show(made: Federation, data: Path | None) -> int:
 def deal(made: Federation, sites: list[Machine], data: Path | None) -> Path:
     """Give each site its images; write the run's configuration and return its path."""
     if data:
-        source = open_source("site", path=data.expanduser().resolve())
+        source = open_source("site", path=expanded(data).resolve())
     else:
         source = open_source("phantom", phantom_train=PHANTOM_TRAIN, phantom_test=PHANTOM_TEST)
     partition = deal_unequally(source, len(sites))

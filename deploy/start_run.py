@@ -17,7 +17,7 @@ from flower_cli import Arguments, as_command, flwr
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import expanded, write_bytes
 from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
 from fedbicross_flwr.runs.folder import IDENTITY
 from fedbicross_flwr.settings import Scalar, read_toml
@@ -41,7 +41,7 @@ def main() -> int:
     chosen = parser.parse_args()
     settings: dict[str, Scalar] = read_toml(chosen.config)
     configured = str(settings.get("out", "")) or f"runs/{chosen.config.stem}"
-    out = (chosen.out or chosen.centre / Path(configured).expanduser()).resolve()
+    out = (chosen.out or chosen.centre / expanded(Path(configured))).resolve()
     settings["out"] = str(out)
     name_registry(settings, chosen.centre)
     app = find_app()

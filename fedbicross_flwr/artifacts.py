@@ -98,7 +98,8 @@ class Classifier:
         """Return probabilities, float32 (n, C), for uint8 images (n, 28, 28) or (n, 28, 28, channels).
 
         They are calibrated where the file brings a temperature; with ``calibrated=False`` they are those that
-        a run's scores are computed from. The class with the highest probability is the same.
+        a run's scores are computed from, but in float32 whatever the run's arithmetic was. The class with the
+        highest probability is the same either way.
         """
         shaped = images[..., None] if images.ndim == 3 else images
         if shaped.ndim != 4 or shaped.shape[1:] != (28, 28, self.spec.channels) or shaped.dtype != np.uint8:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedbicross_flwr.calibration import validation_temperature
-from fedbicross_flwr.compute import cpu_threads
+from fedbicross_flwr.compute import cpu_threads, within_memory
 from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.evaluation import score_model
 from fedbicross_flwr.methods import method_named
@@ -22,6 +22,8 @@ from fedbicross_flwr.uploads import check_shipment
 
 SERVER_SECTIONS = ("clustering", "inversion", "teacher", "cross_cluster")
 """Settings that no client reads, but for the subspace that PACFL asks for."""
+
+ADVICE = "lower client.batch_size"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def first_round(images: ClientImages, task: ClientTask, store: SiteStore) -> Loc
     kept = store.local(key)
     if kept is not None:
         return kept
-    with cpu_threads(task.config.runtime.client_threads):
+    with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
         model = train_client(images.train, task)
     store.save_local(model, task.spec, key)
     return model
@@ -62,7 +64,7 @@ def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
     """
     if not task.config.needs_subspaces:
         return None
-    with cpu_threads(task.config.runtime.client_threads):
+    with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
         return data_subspace(images.train, task.spec.num_classes, task.config.clustering.pacfl_rank)
 
 
@@ -84,7 +86,7 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
     if kept is not None:
         return kept
     method = method_named(task.config.method)
-    with cpu_threads(task.config.runtime.client_threads):
+    with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
         received = method.receive(images.train, shipment, task)
         personal = method.personalise(images.train, received, own.state, task)
         shipped = {"cluster-model": received.model, "personal": personal}

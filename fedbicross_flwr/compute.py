@@ -1,6 +1,7 @@
 """Where and in which arithmetic a run is computed: device, precision, CPU threads.
 
-Convolutions may run in bfloat16 under autocast; losses, statistics and gradient products stay in float32.
+Convolutions and the last layer may run in bfloat16 under autocast; losses, statistics and gradient products
+stay in float32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+import joblib
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +73,10 @@ class Compute:
         return images.to(self.device, memory_format=torch.channels_last)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Call a network under autocast and return float32 logits, shape (n, C)."""
+        """Call a network under autocast and return its logits as float32, shape (n, C).
+
+        Under bfloat16 they are what the last layer's product was rounded to.
+        """
         call = compiled_call() if self.compiled else call_network
         with self.autocast():
             output = call(model, images)
@@ -134,8 +139,26 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 
 
 def server_threads(runtime: RuntimeConfig) -> int:
-    """Return the CPU cores of the server's stages."""
-    return runtime.server_threads or len(os.sched_getaffinity(0))
+    """Return the CPU cores of the server's stages: all that this process may use unless fewer are set."""
+    return runtime.server_threads or int(joblib.cpu_count())
+
+
+@contextmanager
+def within_memory(advice: str) -> Iterator[None]:
+    """Say in one line that an accelerator's memory did not do, with advice on what to lower.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise FedBiCrossError(
+            f"the accelerator's memory is full ({first}); {advice}, or set runtime.device = 'cpu'"
+        ) from error
 
 
 @contextmanager

@@ -140,7 +140,8 @@ class RuntimeConfig:
     device: str = setting("auto", "`auto`, `cpu`, or a PyTorch device such as `cuda:0`")
     precision: str = setting(
         "auto",
-        "arithmetic of convolutions: `bfloat16` (autocast) or `float32`; `auto`: bfloat16 where it is fast",
+        "arithmetic of convolutions and of the last layer: `bfloat16` (autocast) or `float32`; `auto`: "
+        "bfloat16 where it is fast",
         choices=("auto", "float32", "bfloat16"),
     )
     compile: str = setting(

@@ -55,6 +55,11 @@ class Source:
     train: Tensor
     validation: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return images and scores by name."""
+        parts = {"iterates": self.iterates, "teacher": self.teacher, "adapted": self.adapted}
+        return {f"{part}.{t}": tensor for part, found in parts.items() for t, tensor in found.items()}
+
 
 def split_indices(labels: Tensor, train_fraction: float) -> tuple[Tensor, Tensor]:
     """Return the fixed (train, validation) indices, label-balanced, each sorted.

@@ -21,6 +21,7 @@ from fedbicross_flwr.data.registry import open_source
 from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.site.store import short_hash
 from fedbicross_flwr.training import LabelledImages
 
@@ -36,8 +37,8 @@ def open_data(config: RunConfig) -> ImageSource:
     data = config.data
     return open_source(
         data.name,
-        root=Path(data.root).expanduser() if data.root else None,
-        path=Path(data.path).expanduser() if data.path else None,
+        root=expanded(Path(data.root)) if data.root else None,
+        path=expanded(Path(data.path)) if data.path else None,
         download=data.download,
         phantom_train=data.phantom_train,
         phantom_test=data.phantom_test,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedbicross_flwr.artifacts import digest, save_model
-from fedbicross_flwr.compute import Compute, cpu_threads
+from fedbicross_flwr.compute import Compute, cpu_threads, within_memory
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, Federation
@@ -180,7 +180,11 @@ class Server:
             f"{upload.client}:{upload.num_samples}:{digest(upload_tensors(upload))[:16]}"
             for upload in uploads
         )
-        with cpu_threads(1), ray_tasks(self.config.runtime, self.compute) as elsewhere:
+        with (
+            cpu_threads(1),
+            within_memory("lower the method's batch sizes, or set inversion.teachers = 'in_turn'"),
+            ray_tasks(self.config.runtime, self.compute) as elsewhere,
+        ):
             task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder, elsewhere)
             outcome = method_named(self.config.method).serve(uploads, task)
             quality = synthetic_quality(uploads, outcome, task)

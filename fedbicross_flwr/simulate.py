@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedbicross_flwr.config import DataConfig, RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.launch import find_app, fit_resources, simulate
 from fedbicross_flwr.progress_display import ProgressDisplay
@@ -36,7 +37,7 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
         With status 1 when the run fails for another reason.
     """
     chosen = out or (Path(config.out) if config.out else None)
-    folder = (chosen or Path("runs") / free_run_id(Path("runs"))).expanduser().resolve()
+    folder = expanded(chosen or Path("runs") / free_run_id(Path("runs"))).resolve()
     config = dataclasses.replace(
         config, out=str(folder), cache=absolute(config.cache), data=absolute_paths(config)
     )
@@ -66,7 +67,7 @@ def absolute_paths(config: RunConfig) -> DataConfig:
 
 def absolute(path: str) -> str:
     """Return the absolute path; none stays none."""
-    return str(Path(path).expanduser().resolve()) if path else ""
+    return str(expanded(Path(path)).resolve()) if path else ""
 
 
 def describe(server: Server, console: Console) -> None:

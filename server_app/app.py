@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.runs.folder import free_run_id
 from fedbicross_flwr.runs.opening import sole_use
@@ -80,6 +81,6 @@ def many_rounds(server: Server, grid: Grid) -> dict[str, float]:
 def run_path(config: RunConfig) -> Path:
     """Return the run's folder: the configured one, or a new one under ``runs/`` where Flower runs."""
     if config.out:
-        return Path(config.out).expanduser().resolve()
+        return expanded(Path(config.out)).resolve()
     parent = Path("runs").resolve()
     return parent / free_run_id(parent)

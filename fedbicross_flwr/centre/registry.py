@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedbicross_flwr.config_deployment import DeploymentConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 
 
 @dataclass
@@ -38,7 +39,7 @@ class SiteRegistry:
         FedBiCrossError
             See `read`.
         """
-        registry = cls(Path(config.registry).expanduser().absolute() if config.registry else None)
+        registry = cls(expanded(Path(config.registry)).absolute() if config.registry else None)
         registry.read()
         return registry
 

@@ -119,7 +119,7 @@ def open_packed(
         size=IMAGE_SIZE,
         licence=licence,
         source=source,
-        has_test="test" in labels,
+        has_test=len(labels.get("test", ())) > 0,
     )
     return PackedSource(path, info, labels, digest)
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import expanded
 
 if TYPE_CHECKING:
     from fedbicross_flwr.site.store import RowScores
@@ -24,7 +25,7 @@ def make_signing_key(
     # Imported here and below, as some of it takes seconds to load and `--help` should not.
     from fedbicross_flwr.handover.signing import key_id, make_signing_key, read_public_key
 
-    private, public = make_signing_key(folder.expanduser())
+    private, public = make_signing_key(expanded(folder))
     print(f"private key, which stays here: {private}")
     print(f"public key, for the sites:     {public} (key {key_id(read_public_key(public))})")
 
@@ -45,7 +46,7 @@ def export_cluster_model(
     if bool(site) == (client is not None):
         raise FedBiCrossError("give either --site NAME or, in a simulation, --client N")
     whom: int | str = site if client is None else client
-    path = export_cluster_model(run.expanduser(), whom, key.expanduser(), out.expanduser())
+    path = export_cluster_model(expanded(run), whom, expanded(key), expanded(out))
     print(f"{path}: {human_bytes(path.stat().st_size)}, for {site or f'client {client}'} alone")
 
 
@@ -68,7 +69,7 @@ def personalize(
     from fedbicross_flwr.handover.offline import personalise
     from fedbicross_flwr.handover.signing import key_id, read_public_key
 
-    path, key = cluster_model.expanduser(), public_key.expanduser()
+    path, key = expanded(cluster_model), expanded(public_key)
     handover = read_handover(path, key)
     print(f"hand-over for {handover.site}, signed with the key {key_id(read_public_key(key))}")
     if site and site != handover.site:
@@ -77,7 +78,7 @@ def personalize(
         )
     console = Console(markup=False, highlight=False)
     with Bars(console) as bars:
-        made = personalise(handover, data.expanduser(), store.expanduser(), bars, device)
+        made = personalise(handover, expanded(data), expanded(store), bars, device)
     for note in made.notes:
         print(f"note: {note}")
     if made.scores.get("personal"):

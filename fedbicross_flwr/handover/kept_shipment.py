@@ -14,6 +14,7 @@ from fedbicross_flwr.centre.roster import ROSTER, Roster, read_roster
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.handover.simulated_outcome import kept_uploads, simulated_outcome
 from fedbicross_flwr.methods import ServerOutcome, ServerTask
 from fedbicross_flwr.models import ModelSpec
@@ -47,7 +48,7 @@ class KeptRun:
         FedBiCrossError
             When it is none.
         """
-        path = path.expanduser()
+        path = expanded(path)
         check_run_folder(path)
         return cls(RunFolder(path), RunConfig.from_flat(read_toml(path / "config.toml")))
 

@@ -145,7 +145,7 @@ def build_source(
 
     members = [upload.client for upload in cluster.members]
     shaped_by = task.shaped_by(
-        # The images, by all that shaped them, then who answers.
+        # The images, by all that shaped them and as they are, and who answers.
         [*cluster.members, *cluster.answerers],
         ("inversion", "teacher"),
         members,
@@ -154,6 +154,7 @@ def build_source(
         labels.tolist(),
         replayed,
         sorted(synthesis.iterates),
+        task.content({str(t): images for t, images in synthesis.iterates.items()}),
     )
     kept = task.stages.run(f"answers-{round}-{cluster.number}", "teacher answers", compute, shaped_by).tensors
     plain, adapted = (

@@ -184,6 +184,7 @@ def replay(
         [one.labels.tolist() for one in syntheses],
         [target.weights.tolist() for target in targets],
         round,
+        [task.content(source.tensors()) for source in sources],
     )
 
     def compute() -> StageResult:

@@ -12,6 +12,7 @@ import torchvision
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.files import expanded
 
 PARTS = (
     *("*.py", "data/*.py", "methods/*.py", "models/*.py", "runs/*.py", "site/*.py"),
@@ -46,4 +47,4 @@ def made_by(config: RunConfig, compute: Compute) -> str:
 
 def shared_folder(config: RunConfig) -> Path | None:
     """Return the part of the configured cache that this very code may read and write, if there is a cache."""
-    return Path(config.cache) / code_fingerprint() if config.cache else None
+    return expanded(Path(config.cache)) / code_fingerprint() if config.cache else None

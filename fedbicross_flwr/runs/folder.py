@@ -20,7 +20,7 @@ from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import expanded, write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.runs.code_version import made_by, shared_folder
@@ -175,7 +175,7 @@ class RunFolder:
 def drop_shared_stages(config: RunConfig) -> None:
     """Remove the stages that runs have shared, under any code; the clients' own models stay."""
     if config.cache:
-        for stages in Path(config.cache).glob(f"*/{STAGES}"):
+        for stages in expanded(Path(config.cache)).glob(f"*/{STAGES}"):
             shutil.rmtree(stages, ignore_errors=True)
 
 

@@ -161,6 +161,12 @@ def test_a_name_of_no_data_set_is_told_with_the_near_ones(command: Command) -> N
     command("--data", "site").is_refusal("data.path")
 
 
+@pytest.mark.parametrize("key", ["--out", "--data-root", "--set=cache=~nosuchuser/x"])
+def test_a_home_folder_that_is_nobodys_is_one_line(command: Command, key: str) -> None:
+    words = [key] if "=" in key else [key, "~nosuchuser/x"]
+    command(*words).is_refusal("~nosuchuser/x: that user has no home folder here")
+
+
 def save_folder(path: Path, train: int = 36, test: int = 12) -> Path:
     """Write random PNG images of three classes."""
     generator = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_runs import outcome, reference, run_tiny, tiny, without_report
 
 from fedbicross_flwr import in_process
@@ -107,6 +108,20 @@ def test_a_client_that_fails_beside_others_is_left_out_in_its_turn(
         )
     assert order == [("accept", 0), ("refuse", 1), ("accept", 2), ("record", 0), ("record", 2)]
     assert calls == [1, 2, 3, 4, 5]
+
+
+def test_a_full_accelerator_is_named_with_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("fedbicross_flwr.methods.cluster_synthesis.invert", full)
+    with pytest.raises(FedBiCrossError, match=r"memory is full .*set inversion.teachers = 'in_turn'"):
+        in_process.run_in_process(tiny(), tmp_path / "server")
+    monkeypatch.setattr("fedbicross_flwr.client.train_client", full)
+    with pytest.raises(FedBiCrossError, match=r"memory is full .*lower client.batch_size"):
+        in_process.run_in_process(tiny(), tmp_path / "clients")
 
 
 def test_a_full_disk_is_no_client_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

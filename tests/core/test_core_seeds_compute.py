@@ -9,7 +9,14 @@ import pytest
 import torch
 from tiny import CPU, noise, smooth_net
 
-from fedbicross_flwr.compute import Compute, cpu_threads, has_cpp_compiler, resolve_device, server_threads
+from fedbicross_flwr.compute import (
+    Compute,
+    cpu_threads,
+    has_cpp_compiler,
+    resolve_device,
+    server_threads,
+    within_memory,
+)
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.seeds import derive_seed, numpy_generator, torch_generator
@@ -65,6 +72,18 @@ def test_cpu_threads_are_given_back(fails: bool) -> None:
     except KeyError:
         assert fails
     assert torch.get_num_threads() == former
+
+
+def test_a_full_accelerator_is_one_line() -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmany more words")
+    with pytest.raises(FedBiCrossError) as found, within_memory("lower client.batch_size"):
+        raise full
+    assert str(found.value) == (
+        "the accelerator's memory is full (CUDA out of memory. Tried to allocate 2 GiB); lower "
+        "client.batch_size, or set runtime.device = 'cpu'"
+    )
+    with pytest.raises(RuntimeError, match="another"), within_memory("lower client.batch_size"):
+        raise RuntimeError("another")
 
 
 def test_server_threads_default_to_all_cores() -> None:

@@ -113,6 +113,11 @@ def test_without_test_and_val(arrays: Arrays, save: Save) -> None:
     assert len(source.labels("train")) == 10
 
 
+def test_an_empty_test_split_is_none(arrays: Arrays, save: Save) -> None:
+    source = open_site(save(make_arrays({"train": 10, "test": 0}, channels=None)))
+    assert not source.info.has_test and source.labels("test").shape == (0,)
+
+
 def test_labels_are_the_callers_own(arrays: Arrays, save: Save) -> None:
     source = open_site(save(arrays))
     source.labels("test")[:] = 9
