@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.calibration import validation_temperature
 from fedbicross_flwr.compute import cpu_threads, within_memory
 from fedbicross_flwr.distillation import fine_tune
@@ -53,7 +54,7 @@ def first_round(images: ClientImages, task: ClientTask, store: SiteStore) -> Loc
         return kept
     with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
         model = train_client(images.train, task)
-    store.save_local(model, task.spec, key)
+    store.save_local(model, task.spec, key, images.fingerprint)
     return model
 
 
@@ -68,10 +69,20 @@ def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
         return data_subspace(images.train, task.spec.num_classes, task.config.clustering.pacfl_rank)
 
 
-def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, store: SiteStore) -> RowScores:
+def second_round(
+    images: ClientImages,
+    shipment: Shipment,
+    task: ClientTask,
+    store: SiteStore,
+    sent: LocalModel | None = None,
+) -> RowScores:
     """Make the shipped model the client's own, keep it, and return scores: only they leave.
 
-    An f_i that is no longer in the store is trained again.
+    Parameters
+    ----------
+    sent : LocalModel, optional
+        f_i as it was sent, where that was not in this task's arithmetic. Without it f_i is the store's, and
+        one that is no longer there is trained again.
 
     Raises
     ------
@@ -80,7 +91,9 @@ def second_round(images: ClientImages, shipment: Shipment, task: ClientTask, sto
     """
     check_shipment(shipment, task.spec)
     local_key = upload_key(images, task)
-    own = first_round(images, task, store)
+    if sent is not None:
+        local_key = short_hash(f"{local_key}/{digest(sent.state)}")
+    own = sent or first_round(images, task, store)
     key = personal_key(local_key, shipment, images, task)
     kept = store.personal_scores(key, local_key)
     if kept is not None:

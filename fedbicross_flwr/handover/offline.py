@@ -62,15 +62,17 @@ def personalise(
     task = ClientTask(handover.client, handover.spec, config, Compute.of(runtime), progress)
     make_store(folder, "give --store")
     store = SiteStore(folder, handover.class_names)
-    check_own(handover, data, folder, store.local(upload_key(images, task)) is not None)
-    own = first_round(images, task, store)
+    fits = store.local(upload_key(images, task)) is not None
+    sent = None if fits else store.sent(handover.upload, images.fingerprint)
+    check_own(handover, data, folder, fits or sent is not None)
+    own = sent or first_round(images, task, store)
     notes = [] if images.tests else ["there are no test images, so nothing is scored"]
     if handover.upload and digest(own.state) != handover.upload:
         notes.append(
             f"the site's own model is not, number for number, the one that {handover.site} sent: it was "
             "trained on another kind of machine, or on other images"
         )
-    scores = second_round(images, handover.shipment, task, store)
+    scores = second_round(images, handover.shipment, task, store, sent)
     return Personalised(folder / "personal.safetensors", scores, tuple(notes))
 
 
@@ -101,7 +103,7 @@ def check_own(handover: Handover, data: Path, folder: Path, fits: bool) -> None:
     Parameters
     ----------
     fits : bool
-        Whether the store has f_i for these settings and images.
+        Whether the store has f_i for these settings and images, or the one that was sent.
 
     Raises
     ------

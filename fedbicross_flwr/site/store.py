@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbicross_flwr.artifacts import read_tensors, save_model
+from fedbicross_flwr.artifacts import digest, read_tensors, save_model
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import Scores
@@ -56,10 +57,11 @@ class SiteStore:
         """Return the folder of f_i."""
         return self.cache / key if self.cache else self.folder
 
-    def save_local(self, model: LocalModel, spec: ModelSpec, key: str) -> None:
-        """Keep f_i."""
+    def save_local(self, model: LocalModel, spec: ModelSpec, key: str, images: str = "") -> None:
+        """Keep f_i, with the fingerprint of the images that it was trained on."""
         facts = {
             "key": key,
+            "images": images,
             "chosen_epoch": str(model.chosen_epoch),
             "validation_accuracy": json.dumps(list(model.validation_accuracy)),
         }
@@ -71,10 +73,19 @@ class SiteStore:
             state, facts = read_tensors(self.own(key) / "local.safetensors")
         except FedBiCrossError:
             return None
-        if facts.get("key") != key:
+        return local_model(state, facts) if facts.get("key") == key else None
+
+    def sent(self, upload: str, images: str) -> LocalModel | None:
+        """Return f_i if its tensors have this checksum and it was trained on these images.
+
+        Its key also tells the arithmetic, which is another one where a hand-over is used on another device.
+        """
+        try:
+            state, facts = read_tensors(self.folder / "local.safetensors")
+        except FedBiCrossError:
             return None
-        accuracies = tuple(json.loads(facts["validation_accuracy"]))
-        return LocalModel(state, int(facts["chosen_epoch"]), accuracies)
+        same = digest(state) == upload and facts.get("images") == images
+        return local_model(state, facts) if same else None
 
     def save_controls(self, scores: RowScores, local: str, key: str) -> None:
         """Keep the scores of f_i, and of f_i trained on: they do not depend on what the server does."""
@@ -130,6 +141,12 @@ class SiteStore:
             return Path(json.loads(self.personal_note(local, key).read_text(encoding="utf-8"))["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def local_model(state: StateDict, facts: Mapping[str, str]) -> LocalModel:
+    """Return f_i with what its file says of its training."""
+    accuracies = tuple(json.loads(facts["validation_accuracy"]))
+    return LocalModel(state, int(facts["chosen_epoch"]), accuracies)
 
 
 def personal_in(folder: Path, key: str) -> RowScores | None:

@@ -23,7 +23,14 @@ from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
 from fedbicross_flwr.centre.kept_outcome import save_outcome
 from fedbicross_flwr.centre.roster import Roster, SiteEntry
 from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.handover.file import FORMAT, export_cluster_model, read_handover, signed_content
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.handover.file import (
+    FORMAT,
+    Handover,
+    export_cluster_model,
+    read_handover,
+    signed_content,
+)
 from fedbicross_flwr.handover.notes import read_handovers
 from fedbicross_flwr.handover.offline import personalise
 from fedbicross_flwr.handover.signing import key_id, make_signing_key, read_private_key, read_public_key, sign
@@ -372,6 +379,31 @@ def test_other_images_of_the_same_number_are_noted(given: Path, keys: Path, tmp_
     handover = read_handover(given / "handover", keys / "signing.pub")
     made = personalise(handover, other, tmp_path / "store", Silent())
     assert len(made.notes) == 1 and "client-01 sent" in made.notes[0]
+
+
+def test_the_model_that_was_sent_serves_in_another_arithmetic(
+    given: Path, keys: Path, tmp_path: Path
+) -> None:
+    """As with ``--device cpu`` at a site whose f_i a GPU has trained."""
+
+    def asked(precision: str, upload: str) -> Handover:
+        read = read_handover(given / "handover", keys / "signing.pub")
+        runtime = replace(read.config.runtime, precision=precision)
+        return replace(read, upload=upload, config=replace(read.config, runtime=runtime))
+
+    own, store = given / "own.npz", tmp_path / "store"
+    personalise(asked("float32", ""), own, store, Silent())
+    local, first = (store / "local.safetensors").read_bytes(), (store / "personal.safetensors").read_bytes()
+    upload = digest(read_tensors(store / "local.safetensors")[0])
+    made = personalise(asked("bfloat16", upload), own, store, Silent())
+    assert made.notes == () and made.scores
+    assert (store / "local.safetensors").read_bytes() == local
+    assert (store / "personal.safetensors").read_bytes() != first
+    other = save_share(finished(), 2, tmp_path / "other.npz")
+    with pytest.raises(FedBiCrossError, match=r"it was not trained on .*other\.npz as it is now"):
+        personalise(asked("bfloat16", upload), other, store, Silent())
+    with pytest.raises(FedBiCrossError, match="is not the model that client-01 sent"):
+        personalise(asked("bfloat16", "0" * 64), own, store, Silent())
 
 
 def test_images_that_do_not_fit_the_federation_are_one_line(
