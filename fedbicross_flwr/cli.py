@@ -57,13 +57,14 @@ def simulate(
     ] = False,
 ) -> None:
     """Run FedBiCross end to end in a simulated federation, and write its report."""
-    # Imported here, as PyTorch takes seconds to load and `--help` should not.
-    from fedbicross_flwr.simulate import simulate_run
-
     flat: dict[str, Scalar] = read_toml(config) if config else {}
     flat.update(parse_override(text) for text in settings or [])
     flat.update(data_settings(data, data_root))
-    simulate_run(RunConfig.from_flat(flat), out, in_process, Console())
+    checked = RunConfig.from_flat(flat)
+    # Imported here, as PyTorch takes seconds to load, and neither `--help` nor a wrong setting should.
+    from fedbicross_flwr.simulate import simulate_run
+
+    simulate_run(checked, out, in_process, Console())
 
 
 @app.command()
