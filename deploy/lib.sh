@@ -47,7 +47,7 @@ refuse_to_overwrite() {
 }
 
 existing() {
-    [ -f "$1" ] || die "$1 is missing: $2"
+    [ -f "$1" ] || die "$1 is missing, or in a folder that $(id -un) cannot read: $2"
 }
 
 # What a program says when it fails is of many lines and of its own making: the last of them is our reason.

@@ -18,8 +18,8 @@ NO_FIGURE = "-"
 LEGEND = (
     f"A dash ({NO_FIGURE}): not run, not scored, or no figure in the paper; runs that failed or are not "
     "finished say so. Bold: the best of our one-shot methods in a column, compared as shown, ablations "
-    "included; it takes two. A K that was asked for by name, and a method with fewer seeds than others, do "
-    "not compete; the paper’s figures are not marked."
+    "included; nothing is bold where one alone was run. A K that was asked for by name, and a method with "
+    "fewer seeds than others, do not compete; the paper’s figures are not marked."
 )
 
 

@@ -30,7 +30,8 @@ SCORED_MODELS: Final = 4
 """Models whose scores a site sends: its own, its own trained on, the received one and the personal one."""
 
 STAYS: Final = (
-    "images, labels, and how many images of each class there are",
+    "images, labels, and how many images of each class there are; a trained model, and scores on few test "
+    "images, tell something of these numbers",
     "the personal model, its temperature, its scores of single images and its predictions",
     "this report",
 )
@@ -271,5 +272,6 @@ def what_leaves(found: Findings, config: RunConfig, num_classes: int) -> tuple[L
     return (
         *leaving,
         Leaving("last round", what.replace("_", " "), scores),
+        Leaving("any round", "the site's name and its number in the federation", "with each message"),
         Leaving("any round", "why the site cannot take part, if it cannot; its paths left out", "one line"),
     )
