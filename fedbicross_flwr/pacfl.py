@@ -16,7 +16,7 @@ the principal angles used here depend on the subspaces alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -111,51 +111,30 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
     return torch.rad2deg(torch.arccos(cosines))
 
 
-def smallest_angle(angles: Tensor, surplus: int) -> float:
-    """Return the smallest angle: how near the two clients come to each other in a single direction."""
-    return float(angles[0])
+def smallest_angle(a: Tensor, b: Tensor) -> float:
+    """Return the smallest principal angle of two spans, in degrees 0..90, given by orthonormal bases.
 
-
-def mean_angle(angles: Tensor, surplus: int) -> float:
-    """Return the mean angle; a direction that only one client has counts as a right angle (Ye & Lim, 2016).
-
-    Without that, a client with two of the classes could be at no distance from one that has them all.
+    It says how near two clients come to each other in a single direction. PACFL takes it, or the sum of all
+    angles, which does not compare between clients with different numbers of classes.
     """
-    return float((angles.sum() + 90.0 * surplus) / (len(angles) + surplus))
+    return float(principal_angles(a, b)[0])
 
 
-MEASURES: Mapping[str, Callable[[Tensor, int], float]] = {"smallest": smallest_angle, "mean": mean_angle}
-"""``(angles in degrees, difference of the dimensions) -> distance``. PACFL takes the smallest angle or the
-sum of the angles; the mean is that sum made comparable between clients with different numbers of classes."""
-
-
-def principal_angle_distance(a: Tensor, b: Tensor, measure: str = "smallest") -> float:
-    """Return the distance of two clients by what they uploaded, in degrees, 0..90.
+def proximity_matrix(subspaces: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return the smallest angle of each two clients in degrees, symmetric (N, N) with a diagonal of zeros.
 
     Parameters
     ----------
-    a, b : Tensor
+    subspaces : sequence of Tensor
         From `data_subspace`, (C, d, p).
-    measure : str, default "smallest"
-        A name in `MEASURES`.
 
     Raises
     ------
     FedBiCrossError
         See `span`.
     """
-    return span_distance(span(a), span(b), measure)
-
-
-def span_distance(a: Tensor, b: Tensor, measure: str) -> float:
-    """Return the distance of two spans, given by orthonormal bases (d, m) and (d, n)."""
-    return MEASURES[measure](principal_angles(a, b), abs(a.shape[1] - b.shape[1]))
-
-
-def proximity_matrix(subspaces: Sequence[Tensor], measure: str = "smallest") -> NDArray[np.float64]:
-    """Return the distance of all pairs of clients in degrees, symmetric (N, N) with a diagonal of zeros."""
     spans = [span(subspace) for subspace in subspaces]
     proximity = np.zeros((len(spans), len(spans)))
     for i, j in itertools.combinations(range(len(spans)), 2):
-        proximity[i, j] = proximity[j, i] = span_distance(spans[i], spans[j], measure)
+        proximity[i, j] = proximity[j, i] = smallest_angle(spans[i], spans[j])
     return proximity

@@ -327,10 +327,13 @@ def test_a_run_in_process_ends_with_its_table(command: Command) -> None:
     assert answer.output.rstrip().endswith("report.html")
 
 
-def test_the_command_itself_says_it_in_one_line(tmp_path: Path) -> None:
-    """The installed command, with its own streams and status."""
+@pytest.mark.parametrize(
+    "command", [[Path(sys.executable).with_name("fedbicross")], [sys.executable, "-m", "fedbicross_flwr"]]
+)
+def test_the_command_itself_says_it_in_one_line(command: list[str | Path], tmp_path: Path) -> None:
+    """The installed command, with its own streams and status, before PyTorch is loaded."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("fedbicross"), "simulate", "--set", "partition.alpha=-1"],
+        [*command, "simulate", "--set", "partition.alpha=-1"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -18,10 +18,8 @@ from fedbicross_flwr.clustering import by_proximity, choose_clusters
 from fedbicross_flwr.config_fedbicross import ClusteringConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.pacfl import (
-    MEASURES,
     data_subspace,
     leading_vectors,
-    principal_angle_distance,
     principal_angles,
     proximity_matrix,
     span,
@@ -150,33 +148,34 @@ def test_angles_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(("measure", "expected"), [("smallest", 0.0), ("mean", (0 + 45 + 90) / 3)])
-def test_measures_by_hand(measure: str, expected: float) -> None:
+def test_a_direction_that_a_class_lacks_does_not_count() -> None:
     axes, nothing = torch.eye(5), torch.zeros(5)
     half = 0.5**0.5
-    two = torch.stack([axes[:, :2], torch.zeros(5, 2)])  # the client lacks the second class
-    three = torch.stack(
-        [torch.stack([axes[0], half * (axes[1] + axes[2])], 1), torch.stack([axes[3], nothing], 1)]
-    )
-    assert principal_angle_distance(two, three, measure) == pytest.approx(expected, abs=1e-3)
-    assert principal_angle_distance(three, two, measure) == pytest.approx(expected, abs=1e-3)
+    one = torch.stack([axes[:, :1], torch.zeros(5, 1)])  # the client lacks the second class
+    two = torch.stack([(half * (axes[0] + axes[1])).unsqueeze(1), axes[:, 3:4]])
+    np.testing.assert_allclose(proximity_matrix([one, two])[0, 1], 45.0, atol=1e-3)
+    shared = torch.stack([axes[:, 2:3], nothing.unsqueeze(1)])
+    np.testing.assert_allclose(proximity_matrix([one, shared])[0, 1], 90.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+def distance(one: Tensor, other: Tensor) -> float:
+    return float(proximity_matrix([one, other])[0, 1])
+
+
 @hypothesis_settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
-def test_distance_depends_on_the_subspaces_alone(measure: str, seed: int) -> None:
+def test_distance_depends_on_the_subspaces_alone(seed: int) -> None:
     a = [orthonormal(20, 2, seed + i) for i in (0, 1)]
     b = [orthonormal(20, 2, seed + i) for i in (2, 3)]
-    distance = principal_angle_distance(sent(*a), sent(*b), measure)
-    assert 0 < distance <= 90
+    expected = distance(sent(*a), sent(*b))
+    assert 0 < expected <= 90
     turned = sent(a[0] @ turn(2, seed + 4), -a[1])
-    assert principal_angle_distance(turned, sent(*b), measure) == pytest.approx(distance, abs=1e-2)
-    assert principal_angle_distance(sent(*a[::-1]), sent(*b), measure) == pytest.approx(distance, abs=1e-2)
+    assert distance(turned, sent(*b)) == pytest.approx(expected, abs=1e-2)
+    assert distance(sent(*a[::-1]), sent(*b)) == pytest.approx(expected, abs=1e-2)
     whole = turn(20, seed + 5)  # all pixels of both clients are mixed alike
     mixed = [sent(*(whole @ basis for basis in bases)) for bases in (a, b)]
-    assert principal_angle_distance(mixed[0], mixed[1], measure) == pytest.approx(distance, abs=1e-2)
-    assert principal_angle_distance(turned, sent(*a), measure) < 0.1
+    assert distance(*mixed) == pytest.approx(expected, abs=1e-2)
+    assert distance(turned, sent(*a)) < 0.1
 
 
 def test_a_direction_that_two_classes_share_counts_once() -> None:
@@ -185,19 +184,17 @@ def test_a_direction_that_two_classes_share_counts_once() -> None:
     assert span(sent(basis, orthonormal(20, 2, 1))).shape == (20, 4)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_two_obvious_groups_are_found_in_any_order(measure: str) -> None:
+def test_two_obvious_groups_are_found_in_any_order() -> None:
     kinds = [1, 0, 0, 1, 1, 0]
     subspaces = [data_subspace(client(kind, seed), 2, 3) for seed, kind in enumerate(kinds)]
-    proximity = proximity_matrix(subspaces, measure)
+    proximity = proximity_matrix(subspaces)
     assert proximity.shape == (6, 6) and not proximity.diagonal().any()
     np.testing.assert_array_equal(proximity, proximity.T)
     same = np.equal.outer(kinds, kinds)
     assert proximity[same].max() < 0.5 * proximity[~same].min()
-    assert proximity[0, 1] == principal_angle_distance(subspaces[0], subspaces[1], measure)
     assert cluster_proximity(proximity, 2) == (0, 1, 1, 0, 0, 1)
     order = [3, 5, 0, 1, 4, 2]
-    turned = proximity_matrix([subspaces[i] for i in order], measure)
+    turned = proximity_matrix([subspaces[i] for i in order])
     np.testing.assert_allclose(turned, proximity[np.ix_(order, order)], atol=1e-6)
     assert cluster_proximity(turned, 2) == (0, 1, 0, 1, 0, 1)
 
