@@ -67,7 +67,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         1 where nothing is gained, without images, and where every image is answered right: the likelihood
         then grows without end as the temperature falls to 0, and would make a model claim certainty.
     """
-    scores, truth = logits.detach().double().cpu(), labels.cpu()
+    scores, truth = logits.detach().cpu().double(), labels.cpu()
     if not len(truth) or bool((scores.argmax(1) == truth).all()):
         return 1.0
     # In the inverse temperature the loss is convex, so it has a single valley in the logarithm as well.

@@ -168,13 +168,13 @@ def output_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures
 
 def bias_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
     """Return the bias of the last layer, centred: a constant added to all classes changes nothing."""
-    biases = torch.stack([last_layer(model).bias.detach().double().cpu() for model in evidence.models])
+    biases = torch.stack([last_layer(model).bias.detach().cpu().double() for model in evidence.models])
     return (biases - biases.mean(1, keepdim=True)).numpy()
 
 
 def norm_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
     """Return each client's estimated label distribution, of the norms of the last layer's rows."""
-    return torch.stack([class_shares(model).double().cpu() for model in evidence.models]).numpy()
+    return torch.stack([class_shares(model).cpu().double() for model in evidence.models]).numpy()
 
 
 def parameter_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:

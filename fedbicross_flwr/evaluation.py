@@ -87,7 +87,7 @@ def expected_calibration_error(
 def score_model(model: nn.Module, tests: Mapping[str, LabelledImages], compute: Compute) -> dict[str, Scores]:
     """Score a network on the test images of each protocol."""
     return score_predictor(
-        lambda images: predict_logits(model, images.images, compute).softmax(1).double().cpu().numpy(), tests
+        lambda images: predict_logits(model, images.images, compute).softmax(1).cpu().double().numpy(), tests
     )
 
 
