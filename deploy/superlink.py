@@ -52,7 +52,7 @@ def main() -> None:
     pragmas = dict(constant.SQLITE_PRAGMAS) | {"busy_timeout": str(DATABASE_PATIENCE)}
     setattr(sql_mixin, "SQLITE_PRAGMAS", tuple(pragmas.items()))  # noqa: B010  # a name that it only imports
     # The package has a function of the module's name, which hides the module.
-    sys.modules[SuperLinkLifespan.__module__].SuperLinkLifespan = GuardedLifespan  # type: ignore[attr-defined]
+    sys.modules[SuperLinkLifespan.__module__].SuperLinkLifespan = GuardedLifespan  # type: ignore[attr-defined]  # of a module
     flower_superlink()
 
 

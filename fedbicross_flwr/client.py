@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.calibration import validation_temperature
-from fedbicross_flwr.compute import cpu_threads, within_memory
+from fedbicross_flwr.compute import client_work
 from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.evaluation import score_model
 from fedbicross_flwr.methods import method_named
@@ -23,8 +23,6 @@ from fedbicross_flwr.uploads import check_shipment
 
 SERVER_SECTIONS = ("clustering", "inversion", "teacher", "cross_cluster")
 """Settings that no client reads, but for the subspace that PACFL asks for."""
-
-ADVICE = "lower client.batch_size"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def first_round(images: ClientImages, task: ClientTask, store: SiteStore) -> Loc
     kept = store.local(key)
     if kept is not None:
         return kept
-    with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
+    with client_work(task.config.runtime):
         model = train_client(images.train, task)
     store.save_local(model, task.spec, key, images.fingerprint)
     return model
@@ -65,7 +63,7 @@ def subspace_of(images: ClientImages, task: ClientTask) -> Tensor | None:
     """
     if not task.config.needs_subspaces:
         return None
-    with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
+    with client_work(task.config.runtime):
         return data_subspace(images.train, task.spec.num_classes, task.config.clustering.pacfl_rank)
 
 
@@ -99,7 +97,7 @@ def second_round(
     if kept is not None:
         return kept
     method = method_named(task.config.method)
-    with cpu_threads(task.config.runtime.client_threads), within_memory(ADVICE):
+    with client_work(task.config.runtime):
         received = method.receive(images.train, shipment, task)
         personal = method.personalise(images.train, received, own.state, task)
         shipped = {"cluster-model": received.model, "personal": personal}

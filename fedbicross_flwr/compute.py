@@ -144,6 +144,13 @@ def server_threads(runtime: RuntimeConfig) -> int:
 
 
 @contextmanager
+def client_work(runtime: RuntimeConfig) -> Iterator[None]:
+    """Work as a client does: with its CPU threads, and one line where an accelerator's memory does not do."""
+    with cpu_threads(runtime.client_threads), within_memory("lower client.batch_size"):
+        yield
+
+
+@contextmanager
 def within_memory(advice: str) -> Iterator[None]:
     """Say in one line that an accelerator's memory did not do, with advice on what to lower.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedbicross_flwr.artifacts import save_model
-from fedbicross_flwr.compute import Compute, cpu_threads
+from fedbicross_flwr.compute import Compute, client_work, cpu_threads
 from fedbicross_flwr.config import RunConfig, hash_settings
 from fedbicross_flwr.evaluation import Probabilities
 from fedbicross_flwr.federated_data import FederatedData
@@ -93,7 +93,7 @@ def central_model(data: FederatedData, task: ClientTask, store: SiteStore) -> St
     if kept is not None:
         return kept.state
     order = numpy_generator(task.config.seed, KEY).permutation(len(rows))
-    with cpu_threads(task.config.runtime.client_threads):
+    with client_work(task.config.runtime):
         model = train_client(data.read("train", rows[order]), task)
     store.save_local(model, task.spec, key)
     return model.state

@@ -192,7 +192,7 @@ more the columns differ, the harder it is to learn together.
 <figure>{{ picture("synthetic", "Synthetic images of every cluster and class") }}
 {%- if "synthetic" in light %}
 <figcaption>The server holds no patient image. It makes its own, until the models that it received
-recognise a class in each. These are the results, and the only images that what it sends back learns from.
+recognise a class in each. These are the results; the models it sends back learn from no other images.
 They need not look like real images. {{ synthetic_text }}</figcaption>
 {%- endif %}</figure>
 {%- if shown_parts["inversion"] %}

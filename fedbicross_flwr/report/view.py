@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.report.record import Client, ResultRow, RunRecord, Score
 from fedbicross_flwr.report.table import CEILING, METRICS, ResultsTable, TableRow
@@ -23,7 +24,6 @@ from fedbicross_flwr.report.units import (
 )
 from fedbicross_flwr.rows import ROWS
 
-FEDBICROSS = "fedbicross"
 REFERENCES = ("local-only", "local-only, same budget", "FedAvg-1")
 ACCURACY = METRICS[0]
 SHORT_TITLES = {"global": "On the whole test set", "local": "On test images like the client’s own"}

@@ -389,7 +389,7 @@ def failing(patch: pytest.MonkeyPatch, method: str, error: BaseException) -> Non
     def serve(*arguments: object) -> None:
         raise error
 
-    patch.setitem(METHODS, method, dataclasses.replace(METHODS[method], serve=serve))  # type: ignore[arg-type]
+    patch.setitem(METHODS, method, dataclasses.replace(METHODS[method], serve=serve))  # type: ignore[arg-type]  # returns nothing
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_mean_of_fewer_seeds_is_named(
     made = draw(collect(out))
     assert made.get_suptitle() == "With fewer seeds: FedBiCross (1 of 2, α = 0.1)"
     made.draw_without_rendering()
-    title = made._suptitle.get_window_extent()  # type: ignore[attr-defined]
+    title = made.texts[0].get_window_extent()
     assert all(title.y0 >= axes.title.get_window_extent().y1 for axes in made.axes)
 
 

@@ -51,7 +51,8 @@ def draw_by_alpha(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         drawn = list[tuple[CellRuns, list[Line]]]()
         for row, (group, cells) in zip(panels, groups.items(), strict=True):
             lines = [lines_of(cell) for cell in cells]
-            drawn += [(cell, finals(several)) for cell, several in zip(cells, lines, strict=True)]
+            for cell, several in zip(cells, lines, strict=True):
+                drawn.append((cell, [line for line in several if line.variant in SHOWN]))
             for axes, (key, name) in zip(row, PANELS.items(), strict=True):
                 titles |= _draw(axes, cells, lines, key, theme)
                 axes.set_title(f"{label(group, 30)}: {name}")
@@ -60,11 +61,6 @@ def draw_by_alpha(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         say_missing_seeds(made, drawn, theme)
         legend_below(made, [handle(titles[name], look_of(name, theme)) for name in known], columns=3)
     return made
-
-
-def finals(lines: Sequence[Line]) -> list[Line]:
-    """Return the final line of every method that is shown."""
-    return [line for name in SHOWN if (line := final_line(lines, name)) is not None]
 
 
 def _draw(

@@ -69,7 +69,7 @@ def draw_clusterings(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
             name for name in CLUSTERINGS if any(any(c.records(name)) for cs in groups.values() for c in cs)
         ]
         drawn = [
-            (cell, [line for name in present if (line := final_line(lines_of(cell), name)) is not None])
+            (cell, [line for line in lines_of(cell) if line.variant in present])
             for cells in groups.values()
             for cell in cells
         ]

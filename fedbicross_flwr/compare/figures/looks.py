@@ -86,14 +86,17 @@ def legend_below(made: Figure, handles: Sequence[Line2D], columns: int = 4) -> N
 
 
 def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Line]]], theme: Theme) -> None:
-    """Write above a figure which of its lines are means of fewer seeds than their cell has; else nothing."""
+    """Write above a figure which of its lines are means of fewer seeds than their cell has; else nothing.
+
+    A line without seeds is not drawn, and is passed over.
+    """
     # By variant: a method's two points come from the same runs.
     short = {
         (cell.cell.name, line.variant): f"{line.title} ({len(line.seeds)} of {len(cell.seeds)}, "
         f"α = {cell.cell.alpha:g})"
         for cell, lines in drawn
         for line in lines
-        if len(line.seeds) < len(cell.seeds)
+        if 0 < len(line.seeds) < len(cell.seeds)
     }
     if short:
         text = textwrap.fill(f"With fewer seeds: {'; '.join(short.values())}", NOTE_WIDTH)
