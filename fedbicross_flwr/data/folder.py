@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,37 +91,87 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
         No ``train`` folder, fewer than two classes, an empty class, a class in ``val`` or ``test`` that
         ``train`` has not, an unreadable folder or image, or one that is not 28x28 pixels of 8 bits.
     """
-    if not is_folder(path / "train"):
-        raise FedBiCrossError(
-            f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
-        )
+    check_layout(path)
     classes = tuple(folder.name for folder in subfolders(path / "train"))
     if len(classes) < 2:
         found = f"one class folder ('{classes[0]}')" if classes else "no class folder"
         raise FedBiCrossError(f"{path / 'train'}: {found} in it; at least two classes are needed")
-    label_of = {class_name: label for label, class_name in enumerate(classes)}
-    by_split = {split: _files(path / split, label_of) for split in ("train", "val", "test")}
-    files: dict[Part, tuple[tuple[Path, int], ...]] = {
-        part: tuple(pair for split in splits for pair in by_split[split]) for part, splits in _SPLITS.items()
-    }
+
+    def complaint(folder: Path) -> str:
+        return f"class '{folder.name}' has no folder in {folder.parent.with_name('train')}"
+
+    files = labelled_files(path, classes, complaint)
     present = {label for _, label in files["train"]}
-    for class_name, label in label_of.items():
+    for label, class_name in enumerate(classes):
         if label not in present:
             raise FedBiCrossError(
                 f"{path / 'train' / class_name}: no image in it (endings {', '.join(SUFFIXES)}); every class "
                 "needs training images"
             )
-    modes = {check_image(file) for part in files.values() for file, _ in part}
-    info = DatasetInfo(
-        name=name,
-        class_names=classes,
-        channels=1 if modes <= {*GRAY_MODES} else 3,
-        size=IMAGE_SIZE,
-        licence=licence,
-        source=str(path),
-        has_test=bool(files["test"]),
-    )
+    channels, has_test = common_channels(files), bool(files["test"])
+    info = DatasetInfo(name, classes, channels, IMAGE_SIZE, licence, str(path), has_test)
     return FolderSource(path, info, files)
+
+
+def check_layout(path: Path) -> None:
+    """Check that there is a folder of training images.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is none, or it cannot be looked at.
+    """
+    if not is_folder(path / "train"):
+        raise FedBiCrossError(
+            f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
+        )
+
+
+def labelled_files(
+    path: Path, classes: Sequence[str], complaint: Callable[[Path], str]
+) -> dict[Part, tuple[tuple[Path, int], ...]]:
+    """List the image files of each part with their labels, in the order of the labels and names.
+
+    Parameters
+    ----------
+    path : Path
+        The folder that holds the splits; one that is not there has no files.
+    classes : sequence of str
+        The names of the classes in the order of their labels.
+    complaint : callable
+        Says what is wrong with a folder that is none of the classes.
+
+    Raises
+    ------
+    FedBiCrossError
+        For such a folder, or one that cannot be looked at.
+    """
+    label_of = {class_name: label for label, class_name in enumerate(classes)}
+
+    def files_in(split: Path) -> Iterator[tuple[Path, int]]:
+        folders = subfolders(split) if is_folder(split) else []
+        for folder in folders:
+            if folder.name not in label_of:
+                raise FedBiCrossError(f"{folder}: {complaint(folder)}")
+        for folder in sorted(folders, key=lambda one: label_of[one.name]):
+            yield from ((file, label_of[folder.name]) for file in entries(folder) if is_image(file))
+
+    return {
+        part: tuple(pair for split in splits for pair in files_in(path / split))
+        for part, splits in _SPLITS.items()
+    }
+
+
+def common_channels(files: Mapping[Part, Sequence[tuple[Path, int]]]) -> int:
+    """Check every image's header; return 1 if all are grayscale, else 3.
+
+    Raises
+    ------
+    FedBiCrossError
+        See `check_image`.
+    """
+    modes = {check_image(file) for pairs in files.values() for file, _ in pairs}
+    return 1 if modes <= {*GRAY_MODES} else 3
 
 
 def entries(folder: Path) -> list[Path]:
@@ -160,20 +210,6 @@ def subfolders(folder: Path) -> list[Path]:
         if not is_text(entry.name):
             raise FedBiCrossError(f"{entry}: the name of this class is no text in UTF-8; rename the folder")
     return found
-
-
-def _files(split: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
-    """List one split's images with their labels, sorted; a split that is not there has none."""
-    if not is_folder(split):
-        return []
-    files: list[tuple[Path, int]] = []
-    for folder in subfolders(split):
-        if folder.name not in label_of:
-            raise FedBiCrossError(
-                f"{folder}: class '{folder.name}' has no folder in {split.with_name('train')}"
-            )
-        files += [(file, label_of[folder.name]) for file in entries(folder) if is_image(file)]
-    return files
 
 
 @contextmanager

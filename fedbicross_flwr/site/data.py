@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 
 from fedbicross_flwr.client import ClientImages
 from fedbicross_flwr.data.folder import (
-    GRAY_MODES,
     SUFFIXES,
     FolderSource,
-    check_image,
-    entries,
-    is_folder,
-    is_image,
-    subfolders,
+    check_layout,
+    common_channels,
+    labelled_files,
 )
 from fedbicross_flwr.data.npz import array_names
 from fedbicross_flwr.data.packed import PackedSource, read_class_names, read_splits
@@ -150,38 +147,17 @@ def check_labels(
 
 def open_folder_as(path: Path, classes: Sequence[str]) -> FolderSource:
     """Open a folder; a class folder's label is the place of its name among the federation's classes."""
-    if not is_folder(path / "train"):
-        raise FedBiCrossError(
-            f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
-        )
-    label_of = {name: label for label, name in enumerate(classes)}
-    train, validation, test = (files_in(path / split, label_of) for split in ("train", "val", "test"))
-    if not train:
+    check_layout(path)
+
+    def complaint(folder: Path) -> str:
+        near = near_names(folder.name, classes)
+        return f"is none of the federation's classes{near}; they are {listed(classes)}"
+
+    files = labelled_files(path, classes, complaint)
+    if not files["train"]:
         raise FedBiCrossError(f"{path / 'train'}: no image in it (endings {', '.join(SUFFIXES)})")
-    files: Mapping[Part, tuple[tuple[Path, int], ...]] = {
-        "train": (*train, *validation),
-        "test": tuple(test),
-    }
-    modes = {check_image(file) for part in files.values() for file, _ in part}
-    channels = 1 if modes <= {*GRAY_MODES} else 3
-    return FolderSource(path, site_info(path, classes, channels, bool(test)), dict(files))
-
-
-def files_in(split: Path, label_of: Mapping[str, int]) -> list[tuple[Path, int]]:
-    """List one split's images with their labels, in the order of labels and names."""
-    folders = subfolders(split) if is_folder(split) else []
-    for folder in folders:
-        if folder.name not in label_of:
-            raise FedBiCrossError(
-                f"{folder}: is none of the federation's classes{near_names(folder.name, label_of)}; they are "
-                f"{listed(tuple(label_of))}"
-            )
-    return [
-        (file, label_of[folder.name])
-        for folder in sorted(folders, key=lambda one: label_of[one.name])
-        for file in entries(folder)
-        if is_image(file)
-    ]
+    info = site_info(path, classes, common_channels(files), bool(files["test"]))
+    return FolderSource(path, info, files)
 
 
 def site_info(path: Path, classes: Sequence[str], channels: int, has_test: bool) -> DatasetInfo:
