@@ -186,8 +186,9 @@ def parameter_signature(evidence: Evidence, config: ClusteringConfig) -> Signatu
     count = len(evidence.models)
     products = torch.zeros(count, count, dtype=torch.float64)
     for layer in zip(*(model.parameters() for model in evidence.models), strict=True):
-        rows = torch.stack([parameter.detach().reshape(-1) for parameter in layer]).double()
-        products += (rows @ rows.T).cpu()
+        # On the CPU, as not every accelerator knows float64.
+        rows = torch.stack([parameter.detach().reshape(-1).cpu() for parameter in layer]).double()
+        products += rows @ rows.T
     values, vectors = torch.linalg.eigh(products)
     points: Signatures = (vectors * values.clamp_min(0.0).sqrt()).numpy()
     return points

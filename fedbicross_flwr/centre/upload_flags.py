@@ -100,7 +100,7 @@ def find_flags(uploads: Sequence[ClientUpload], task: ServerTask) -> dict[int, l
     answers = [F.softmax(predict_logits(task.load(one.state), probes, task.compute), -1) for one in uploads]
     evidence = Evidence(
         torch.stack([parameter_norm(one.state, task) for one in uploads]),
-        torch.stack(answers).double().cpu(),
+        torch.stack(answers).cpu().double(),
         torch.tensor([float(one.num_samples) for one in uploads], dtype=torch.float64),
     )
     found: dict[int, list[str]] = {}
