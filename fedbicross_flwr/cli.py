@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 
 from fedbicross_flwr.compare.commands import export_records, figure, table
+from fedbicross_flwr.compare.plan import base_settings, cells_of, plan_runs
+from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import disk_is_full, expanded, shown, unusable
@@ -110,11 +112,6 @@ def compare(
     ] = 1,
 ) -> None:
     """Run all methods on the same uploads, and write one table."""
-    # See `simulate`.
-    from fedbicross_flwr.compare.engine import compare_all
-    from fedbicross_flwr.compare.plan import base_settings, cells_of, plan_runs
-    from fedbicross_flwr.compare.variants import variants_named
-
     base = base_settings(scale, config, settings or [])
     if rounds is not None:
         base["flower.rounds"] = rounds
@@ -122,6 +119,9 @@ def compare(
     folder = expanded(out).resolve()
     cells = cells_of(base, images, clients, alphas)
     runs = plan_runs(base, cells, variants_named(methods), seeds, folder)
+    # See `simulate`.
+    from fedbicross_flwr.compare.engine import compare_all
+
     sys.exit(compare_all(runs, flower, folder, jobs))
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from fedbicross_flwr.config_baselines import (
@@ -33,6 +34,7 @@ from fedbicross_flwr.config_fedbicross import (
 )
 from fedbicross_flwr.config_readers import FEDBICROSS, reads
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
 
 UPLOAD_SECTIONS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
@@ -297,6 +299,22 @@ class RunConfig:
     def num_clients(self) -> int:
         """Return the number of clients N: the sites, or what a simulation deals its images to."""
         return len(self.deployment.site_names) or self.partition.clients
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return a configuration that means the same from any working directory: Flower runs in its own.
+
+    Raises
+    ------
+    FedBiCrossError
+        When a path names a user who is unknown.
+    """
+
+    def absolute(path: str) -> str:
+        return str(expanded(Path(path)).resolve()) if path else ""
+
+    data = dataclasses.replace(config.data, path=absolute(config.data.path), root=absolute(config.data.root))
+    return dataclasses.replace(config, data=data, cache=absolute(config.cache))
 
 
 def hash_settings(settings: Mapping[str, Scalar]) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedbicross_flwr.flower_names import NOTES, is_flower, strategy_of
 from fedbicross_flwr.methods import method_named
-from fedbicross_flwr.methods.flower_rounds import NOTES, is_flower, strategy_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedbicross_flwr.config import DataConfig, RunConfig
+from fedbicross_flwr.config import RunConfig, with_absolute_paths
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded
 from fedbicross_flwr.in_process import run_in_process
@@ -38,9 +38,7 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
     """
     chosen = out or (Path(config.out) if config.out else None)
     folder = expanded(chosen or Path("runs") / free_run_id(Path("runs"))).resolve()
-    config = dataclasses.replace(
-        config, out=str(folder), cache=absolute(config.cache), data=absolute_paths(config)
-    )
+    config = dataclasses.replace(with_absolute_paths(config), out=str(folder))
     with sole_use(folder):  # the run itself takes the lock anew, in its own process
         server = Server.open(config, folder, "in-process" if in_process else "flower")
     if server.folder.finished:
@@ -57,17 +55,6 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
     console.print(f"\n{folder.name}", style="bold", markup=False, highlight=False)
     render_terminal(results_table(load_run(folder)), console)
     print(f"\nreport: {folder / 'report.html'}")
-
-
-def absolute_paths(config: RunConfig) -> DataConfig:
-    """Return the data section with absolute paths: Flower runs in a folder of its own."""
-    data = config.data
-    return dataclasses.replace(data, path=absolute(data.path), root=absolute(data.root))
-
-
-def absolute(path: str) -> str:
-    """Return the absolute path; none stays none."""
-    return str(expanded(Path(path)).resolve()) if path else ""
 
 
 def describe(server: Server, console: Console) -> None:

@@ -13,7 +13,7 @@ from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded
-from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.runs.folder import free_run_id
 from fedbicross_flwr.runs.opening import sole_use
 from fedbicross_flwr.server import Server

@@ -39,8 +39,8 @@ from flwr.serverapp.strategy import (
 
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.methods import ServerOutcome, ServerTask
-from fedbicross_flwr.methods.flower_rounds import strategy_of
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.rounds import epochs_of, initial_state
 from fedbicross_flwr.server import Server
@@ -108,7 +108,7 @@ FLOWER_STRATEGIES: Mapping[str, FlowerStrategy] = {
         lambda config: QFedAvg(config.client.lr, config.flower.q, **ALL_CLIENTS), reads_loss=True
     ),
 }
-"""By Flower's name; the same names as `fedbicross_flwr.methods.flower_rounds.NOTES`."""
+"""By Flower's name; the same names as `fedbicross_flwr.flower_names.NOTES`."""
 
 
 def run_rounds(one_shot: OneShot, grid: Grid) -> dict[str, float]:

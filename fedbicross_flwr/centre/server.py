@@ -18,8 +18,8 @@ from fedbicross_flwr.centre.uploads import SiteUploads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.federated_data import SiteFederation
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.methods import ServerOutcome, method_named
-from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.runs.record import ClientRecord
 from fedbicross_flwr.shipment import Shipment

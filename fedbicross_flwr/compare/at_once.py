@@ -18,7 +18,7 @@ from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.compare.single_run import Done, Failure, note_failure, timed_run
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.ray_tasks import first_line, own_ray
 from fedbicross_flwr.runs.code_version import shared_folder
 

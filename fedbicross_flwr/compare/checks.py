@@ -10,7 +10,7 @@ from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS, MANY_ROUNDS
 from fedbicross_flwr.compare.variants import Variant
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_readers import reads as method_reads
-from fedbicross_flwr.methods.flower_rounds import strategy_of
+from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.units import listing
 from fedbicross_flwr.rows import ROWS

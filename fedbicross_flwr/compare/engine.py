@@ -14,8 +14,9 @@ from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.compare.single_run import FAILED
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.federated_data import deal, open_data
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.methods import method_named
-from fedbicross_flwr.methods.flower_rounds import check_rounds, is_flower
+from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.runs.folder import LOCK, check_folder, drop_shared_stages, make_writable
 from fedbicross_flwr.runs.opening import sole_comparison

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fedbicross_flwr.compare.collect import CLUSTER_COUNT, CellRuns, Run
 from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS, Variant
 from fedbicross_flwr.compare.wall_time import wall_seconds
-from fedbicross_flwr.methods.flower_rounds import strategy_of
+from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
 from fedbicross_flwr.report.units import count
 from fedbicross_flwr.rows import ROWS

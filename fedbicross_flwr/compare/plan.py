@@ -6,17 +6,15 @@ upload the same models.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedbicross_flwr.compare.variants import CENTRAL, Variant
-from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config import RunConfig, with_absolute_paths
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.launch import find_app
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
-from fedbicross_flwr.simulate import absolute_paths
 
 SCALES = ("quick", "paper")
 OWN_KEYS = {"method": "--methods", "seed": "--seeds", "out": "--out", "cache": "--out"}
@@ -227,7 +225,7 @@ def checked(flat: Mapping[str, Scalar], cell: str, variant: Variant) -> RunConfi
         config = RunConfig.from_flat(flat)
     except FedBiCrossError as error:
         raise FedBiCrossError(f"{cell} {variant.name}: {error}") from error
-    return dataclasses.replace(config, data=absolute_paths(config))
+    return with_absolute_paths(config)
 
 
 def run_folder(out: Path, cell: str, variant: Variant, seed: int) -> Path:

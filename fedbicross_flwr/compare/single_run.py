@@ -15,7 +15,7 @@ from fedbicross_flwr.compare.central import run_central
 from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import disk_is_full, write_bytes
-from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration

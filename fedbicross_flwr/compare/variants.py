@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedbicross_flwr.config_readers import CENTRAL as CENTRAL
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES, strategy_of
+from fedbicross_flwr.flower_names import FLOWER_NAMES, strategy_of
 from fedbicross_flwr.settings import Scalar
 
 GROUPS = ("one-shot", "ablation", "clustering", "reference", "cluster-count", "flower")

@@ -13,7 +13,7 @@ from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.variants import CENTRAL
 from fedbicross_flwr.compare.work_log import WorkLog
 from fedbicross_flwr.config import UPLOAD_SECTIONS, RunConfig
-from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.settings import walk
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from fedbicross_flwr.distillation import fine_tuned, personalise
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.flower_names import FLOWER_NAMES, is_flower
 from fedbicross_flwr.methods.coboosting import coboosting
 from fedbicross_flwr.methods.dafl import dafl
 from fedbicross_flwr.methods.dense import dense
 from fedbicross_flwr.methods.fedavg import fedavg, received
 from fedbicross_flwr.methods.fedbicross import fedbicross
 from fedbicross_flwr.methods.fedisca import fedisca
-from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES, flower_method, is_flower
+from fedbicross_flwr.methods.flower_rounds import flower_method
 from fedbicross_flwr.methods.protocol import (
     ClientUpload,
     Findings,

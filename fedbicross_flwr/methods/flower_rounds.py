@@ -1,45 +1,18 @@
-"""Flower's own strategies, as methods of a run: their names, titles and notes, and what they need of a run.
+"""Flower's own strategies, as methods of a run, and what they need of it.
 
 They take many rounds, so that what one round costs in accuracy can be seen. The strategies themselves are
-Flower's, in `server_app.baselines`; a test holds the names here and there equal.
+Flower's, in `server_app.baselines`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.distillation import fine_tuned
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.flower_names import is_flower, strategy_of
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
-
-PREFIX = "flower:"
-
-NOTES: Mapping[str, str] = {
-    "FedAvg": "The sample-weighted mean, each round (McMahan et al., 2017).",
-    "FedProx": "FedAvg; clients are held near the model they received (Li et al., 2020).",
-    "FedAvgM": "FedAvg with momentum on the server (Hsu et al., 2019).",
-    "FedAdam": "Adam on the server (Reddi et al., 2021).",
-    "FedAdagrad": "Adagrad on the server (Reddi et al., 2021).",
-    "FedYogi": "Yogi on the server (Reddi et al., 2021).",
-    "FedMedian": "The median of each weight (Yin et al., 2018).",
-    "FedTrimmedAvg": "The mean of each weight without its ends (Yin et al., 2018).",
-    "Krum": "The one client's model that is nearest to its neighbours (Blanchard et al., 2017).",
-    "QFedAvg": "Clients with a higher loss weigh more (Li et al., 2020, q-FFL).",
-}
-"""One sentence on each strategy, by Flower's own name for it."""
-
-FLOWER_NAMES = tuple(PREFIX + name for name in NOTES)
-
-
-def is_flower(method: str) -> bool:
-    """Return whether a method's name is that of one of Flower's strategies."""
-    return method in FLOWER_NAMES
-
-
-def strategy_of(method: str) -> str:
-    """Return Flower's name of the strategy: ``FedAvg`` of ``flower:FedAvg``."""
-    return method.removeprefix(PREFIX)
 
 
 def flower_method(method: str, rounds: int | None = None) -> Method:

@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from fedbicross_flwr.config_readers import FEDBICROSS
-from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.report.record import Client, ResultRow, RunRecord, Score
 from fedbicross_flwr.report.table import CEILING, METRICS, ResultsTable, TableRow
 from fedbicross_flwr.report.units import (

@@ -16,7 +16,7 @@ from fedbicross_flwr.data.site import absent_line
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.files import expanded, reading
-from fedbicross_flwr.methods.flower_rounds import is_flower
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.report.units import count, human_bytes
 from fedbicross_flwr.site.data import check_channels, open_site_source, training_order

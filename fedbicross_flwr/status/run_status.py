@@ -13,8 +13,8 @@ from typing import Final
 
 from fedbicross_flwr.centre.roster import ROSTER, read_roster
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.handover.kept_shipment import check_run_folder
-from fedbicross_flwr.methods.flower_rounds import is_flower
 from fedbicross_flwr.progress import Event, new_events, read_events
 from fedbicross_flwr.report.units import count
 from fedbicross_flwr.runs.folder import RunFolder

@@ -331,7 +331,7 @@ def test_a_run_in_process_ends_with_its_table(command: Command) -> None:
     "command", [[Path(sys.executable).with_name("fedbicross")], [sys.executable, "-m", "fedbicross_flwr"]]
 )
 def test_the_command_itself_says_it_in_one_line(command: list[str | Path], tmp_path: Path) -> None:
-    """The installed command, with its own streams and status, before PyTorch is loaded."""
+    """The installed command, with its own streams and status."""
     done = subprocess.run(
         [*command, "simulate", "--set", "partition.alpha=-1"],
         cwd=tmp_path,
@@ -341,6 +341,28 @@ def test_the_command_itself_says_it_in_one_line(command: list[str | Path], tmp_p
     )
     Answer(done.returncode, done.stdout, done.stderr).is_refusal("partition.alpha = -1.0")
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["simulate", "--set", "partition.alpha=-1"], "partition.alpha = -1.0"),
+        (["compare", "--methods", "dens"], "did you mean dense?"),
+        (["compare", "--methods", "flower:FedAvg", "--set", "partition.alpha=-1"], "partition.alpha = -1.0"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_pytorch_is_loaded(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    code = """import atexit, sys
+from fedbicross_flwr.cli import main
+atexit.register(lambda: print("loaded:", *({"torch", "flwr", "ray", "sklearn"} & {*sys.modules})))
+main()"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    Answer(done.returncode, done.stdout, done.stderr).is_refusal(said)
+    assert done.stdout.split() == ["loaded:"]
 
 
 def test_the_reference_run_is_whole() -> None:

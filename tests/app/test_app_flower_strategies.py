@@ -23,10 +23,10 @@ from fedbicross_flwr.compare import variants
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.flower_names import FLOWER_NAMES, NOTES
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.fedavg import average_states
-from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES, NOTES
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.report import load_run, results_table

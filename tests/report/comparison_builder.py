@@ -11,7 +11,7 @@ import numpy as np
 from run_builder import CLASSES, build_run, dump, edit, score
 
 from fedbicross_flwr.compare.variants import AUTOMATIC, VARIANTS
-from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES
+from fedbicross_flwr.flower_names import FLOWER_NAMES
 from fedbicross_flwr.settings import read_toml
 
 MODEL = 2_800_000

@@ -15,7 +15,7 @@ from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.latex import escape
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.methods.flower_rounds import NOTES, PREFIX
+from fedbicross_flwr.flower_names import NOTES, PREFIX
 from fedbicross_flwr.settings import walk
 
 CELL = "phantom-N5-alpha0.3"

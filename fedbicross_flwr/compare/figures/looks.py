@@ -16,7 +16,7 @@ from fedbicross_flwr.compare.collect import CellRuns
 from fedbicross_flwr.compare.lines import Line
 from fedbicross_flwr.compare.tables import BY_KEY, spread
 from fedbicross_flwr.compare.variants import VARIANTS
-from fedbicross_flwr.methods.flower_rounds import FLOWER_NAMES
+from fedbicross_flwr.flower_names import FLOWER_NAMES
 from fedbicross_flwr.report.style import DASHES, Theme, label
 
 ORDER = ("fedbicross", "coboosting", "fedisca", "dense", "dafl", "fedavg")
