@@ -76,3 +76,6 @@ def as_command(work: Callable[[], int]) -> None:
     except FedBiCrossError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

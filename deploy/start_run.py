@@ -6,7 +6,6 @@ leaves with status 0 after a failed run.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -15,11 +14,12 @@ from pathlib import Path
 
 from flower_cli import Arguments, as_command, flwr
 
+from fedbicross_flwr.centre.server import DATA
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded, write_bytes
 from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
-from fedbicross_flwr.runs.folder import IDENTITY
+from fedbicross_flwr.runs.folder import IDENTITY, compare_identity, identity_of
 from fedbicross_flwr.settings import Scalar, read_toml
 
 #: Seconds between two looks at the state of a run that is waited for.
@@ -46,11 +46,21 @@ def main() -> int:
     name_registry(settings, chosen.centre)
     app = find_app()
     check_app(app, settings)
-    RunConfig.from_flat(settings)
+    config = RunConfig.from_flat(settings)
+    if not config.is_deployment:
+        raise FedBiCrossError(
+            f"{chosen.config} names no sites, so it is a simulation: name the sites in deployment.sites, as "
+            "configs/site.toml does, or use fedbicross simulate"
+        )
+    if (out / IDENTITY).exists():
+        compare_identity(out, identity_of(config, DATA))
     refuse_a_second_run(chosen.connection)
+    former = opened_last(out)
     run_id = start(app, chosen.connection, settings)
     print(f"run {run_id} started; its folder is {out}", flush=True)
-    return wait_for(chosen.connection, run_id) if chosen.wait else wait_for_folder(out, chosen, run_id)
+    if chosen.wait:
+        return wait_for(chosen.connection, run_id)
+    return wait_for_folder(out, former, chosen.connection, run_id)
 
 
 def name_registry(settings: dict[str, Scalar], centre: Path) -> None:
@@ -94,10 +104,18 @@ def start(app: Path, connection: str, settings: dict[str, Scalar]) -> str:
     return str(said["run-id"])
 
 
-def wait_for_folder(out: Path, chosen: argparse.Namespace, run_id: str) -> int:
-    """Wait until a run has its folder, so that its status can be asked for; return the exit status."""
-    while not (out / IDENTITY).exists():
-        if (ended := end_of(chosen.connection, run_id)) is not None:
+def opened_last(out: Path) -> int | None:
+    """Return when a run last took a folder, in nanoseconds; None while none has."""
+    try:
+        return (out / IDENTITY).stat().st_mtime_ns  # written anew by each
+    except FileNotFoundError:
+        return None
+
+
+def wait_for_folder(out: Path, former: int | None, connection: str, run_id: str) -> int:
+    """Wait until a run has taken its folder, so that its status can be asked for; return the exit status."""
+    while opened_last(out) == former:
+        if (ended := end_of(connection, run_id)) is not None:
             return ended
         time.sleep(POLL_SECONDS)
     return 0
@@ -123,6 +141,9 @@ def wait_for(connection: str, run_id: str) -> int:
             while (ended := end_of(connection, run_id)) is None:
                 time.sleep(POLL_SECONDS)
             time.sleep(POLL_SECONDS)  # the last lines of the log are on their way
+        except KeyboardInterrupt:
+            print(f"run {run_id} goes on; stop-run ends it", file=sys.stderr)
+            return 130
         finally:
             log.terminate()
     return ended

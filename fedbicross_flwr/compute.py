@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ def within_memory(advice: str) -> Iterator[None]:
 
     Raises
     ------
-    FedBiCrossError
+    MachineError
         When it is full.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         first = next(iter(str(error).splitlines()), "")
-        raise FedBiCrossError(
+        raise MachineError(
             f"the accelerator's memory is full ({first}); {advice}, or set runtime.device = 'cpu'"
         ) from error
 

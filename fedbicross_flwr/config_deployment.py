@@ -12,8 +12,9 @@ from typing import Final
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.settings import setting
 
-# A site's name is the name of a folder in its store, and stands in logs and tables.
-SITE_NAME: Final = re.compile(r"\w[\w .-]*")
+# A site's name is the name of a folder in its store and of its key's files, and stands in logs and tables.
+# The scripts in deploy/ hold names to the same.
+SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 UPLOAD_SETTINGS: Final = ("deployment.class_names", "deployment.channels")
 """What of this section shapes a site's upload."""
 
@@ -27,11 +28,15 @@ class DeploymentConfig:
     )
     class_names: str = setting(
         "",
-        "names of the federation's classes, with commas between them, in the order of the labels 0, 1, ...",
+        "names of the federation's classes, with commas between them and none inside, in the order of the "
+        "labels 0, 1, ...",
     )
     channels: int = setting(3, "channels of the sites' images: 3 (RGB) or 1 (grayscale)", low=1, high=3)
     min_sites: int = setting(
-        2, "uploads with which the server goes on when the window closes", low=1, shapes_result=False
+        2,
+        "uploads with which the server goes on when the window closes; FedBiCross needs one for each cluster",
+        low=1,
+        shapes_result=False,
     )
     upload_window: float = setting(
         86400.0,
@@ -89,8 +94,8 @@ def check_deployment(config: DeploymentConfig) -> None:
             raise FedBiCrossError(f"{key} names {twice[0]!r} twice; give every name once")
     if wrong := [name for name in sites if not SITE_NAME.fullmatch(name)]:
         raise FedBiCrossError(
-            f"deployment.sites names {wrong[0]!r}; a name starts with a letter or digit and has letters, "
-            "digits, spaces, '.', '_' and '-' only"
+            f"deployment.sites names {wrong[0]!r}; a name starts with a letter or digit and has ASCII "
+            "letters, digits, '.', '_' and '-' only, at most 63"
         )
     if len(classes) < 2:
         raise FedBiCrossError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError
+from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError, MachineError
 
 LONGEST_BASE = 20
 """Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
@@ -24,8 +24,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
     Raises
     ------
+    MachineError
+        When the folder cannot be made, or the file cannot be written.
     FedBiCrossError
-        When the folder cannot be made, the file cannot be written, or `path` is a folder or a device.
+        When `path` is a folder or a device.
     """
     try:
         if path.exists() and not path.is_file():
@@ -46,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise FedBiCrossError(
+        raise MachineError(
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
         ) from error
     return path

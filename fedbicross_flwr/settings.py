@@ -6,6 +6,7 @@ The settings themselves are in `fedbicross_flwr.config`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -145,6 +146,14 @@ def read_toml(path: Path) -> dict[str, Scalar]:
             )
         flat[key] = value
     return flat
+
+
+def toml_literal(value: Scalar) -> str:
+    """Return a setting as TOML has it."""
+    if isinstance(value, str):
+        # A JSON string is a TOML string, save that TOML wants DEL escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value).lower()
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -131,7 +131,12 @@ class Deployment:
         elif self.server.is_done(node.client):
             node.settled = True
         else:
-            shipment = self.server.shipment(node.client)
+            try:
+                shipment = self.server.shipment(node.client)
+            except FedBiCrossError as error:
+                node.settled = True
+                self.leave_out(node.client, str(error))
+                return
             content = RecordDict({"config": ConfigRecord({}), "arrays": ArrayRecord(dict(shipment.model))})
             if shipment.replay is not None:
                 content["replay"] = ArrayRecord(shipment.replay.tensors())
@@ -186,6 +191,8 @@ class Deployment:
             return
         try:
             if "scores" in message.content:
+                if not server.was_shipped(client):
+                    raise FedBiCrossError("it sent scores of a model that it was not shipped")
                 server.record(client, scores_in(message, server.config.method))
                 log(INFO, "site %s is done", name)
                 node.settled = True
@@ -207,7 +214,7 @@ class Deployment:
     def take_failure(self, node: Node, said: str) -> None:
         """Note that a node's ClientApp failed; it is asked again, but not for ever."""
         node.failures += 1
-        reason = f"its ClientApp failed ({said.splitlines()[0][:200]})"
+        reason = harmless(f"its ClientApp failed ({said.splitlines()[0][:200]})")
         if node.failures < ATTEMPTS:
             log(WARNING, "node %s is asked again: %s", node.id, reason)
             return

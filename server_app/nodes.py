@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 MARGIN = 60.0
 """Seconds that a message outlives its window: a reply that is under way when it closes is not an error."""
@@ -23,8 +24,17 @@ GONE = (3, 4, 5)
 REPLY_MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE): the node is asked again when it is back."""
 
 
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What Flower's own code raises at a reply whose parts do not fit; a connection that fails raises others."""
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    DecodeError,
+)
+"""What Flower's own code and protobuf raise at a reply whose parts do not fit; a connection that fails raises
+others."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedbicross_flwr.clustering import SIGNATURES, centroids, evidence_of
 from fedbicross_flwr.compute import cpu_threads
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import StateDict
 
@@ -32,12 +33,22 @@ def nearest_cluster(
         Clusters of the clients that the method saw.
     uploads : mapping of int to ClientUpload
         Their uploads, by client.
+
+    Raises
+    ------
+    FedBiCrossError
+        When one of these was lost: among the others, the site might join another cluster.
     """
     clusters = sorted(set(assignment.values()))
     if len(clusters) == 1:
         return clusters[0]
     config = task.config.clustering
     seen = sorted(assignment)
+    if lost := [client for client in seen if client not in uploads]:
+        raise FedBiCrossError(
+            f"its cluster cannot be told while the upload of client {lost[0]} is lost; have that client "
+            "connect, which uploads it again, and then this one"
+        )
     models = [task.load(one) for one in (*(uploads[client].state for client in seen), state)]
     with cpu_threads(1):
         evidence = evidence_of(models, task.spec.channels, config, task.config.seed, task.compute)

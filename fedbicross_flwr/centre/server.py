@@ -67,11 +67,18 @@ class SiteServer(SiteUploads):
             self.folder.spans.extend(spans)
         elif any(entry.uploaded and entry.client not in self.uploads for entry in self.roster.sites):
             # An upload was lost that the method needs: its site has it still.
-            self.roster.closed = None
+            self.reopen()
         for entry in self.roster.sites:
             self.settle(entry)
         self.roster.connected = 0
         self.roster.write()
+
+    def reopen(self) -> None:
+        """Open the window for uploads again: what comes of it is learned anew, and nothing else stands."""
+        self.roster.closed = None
+        for entry in self.roster.sites:
+            entry.cluster, entry.late, entry.held = None, False, False
+            self.scores_path(entry.client).unlink(missing_ok=True)
 
     def settle(self, entry: SiteEntry) -> None:
         """Bring a site's entry in line with the files: a killed server may have written one and not both."""
@@ -182,6 +189,10 @@ class SiteServer(SiteUploads):
         write_scores(self.scores_path(client), scores, self.config.fingerprint())
         self.clients[client].scores, self.clients[client].reason = scores, ""
         self.roster.change(client, state="done", done=now(), reason=unscored(scores))
+
+    def was_shipped(self, client: int) -> bool:
+        """Return whether a site has been sent its model, so that there can be scores."""
+        return self.site(client).state in ("shipped", "done")
 
     def is_done(self, client: int) -> bool:
         """Return whether a site has its personal model."""

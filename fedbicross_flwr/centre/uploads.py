@@ -163,11 +163,17 @@ class SiteUploads(Server):
         wanted = f"deployment.min_sites = {self.config.deployment.min_sites}"
         if self.needed > self.config.deployment.min_sites:
             wanted = f"clustering.clusters = {self.needed}"
+        said = f"{found} upload(s) when the window closed, but {wanted} needs {self.needed}"
         absent = [entry for entry in self.roster.sites if entry.client not in self.uploads]
+        if not absent:
+            lower = "" if "clusters" in wanted else "lower deployment.min_sites, or "
+            return FedBiCrossError(
+                f"{said}: every site has uploaded, and outlying uploads are held back; {lower}start a run "
+                "with another out and deployment.hold_back = false"
+            )
         missing = "; ".join(f"{one.site}: {one.reason or 'it did not answer'}" for one in absent)
         return FedBiCrossError(
-            f"{found} upload(s) when the window closed, but {wanted} needs {self.needed}; run the same "
-            f"command again to open another window (missing: {missing or 'none, but some are held back'})"
+            f"{said}; run the same command again to open another window (missing: {missing})"
         )
 
     def hold_back(self, flags: Mapping[int, list[str]]) -> None:

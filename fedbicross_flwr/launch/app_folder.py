@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.settings import toml_literal
 
 RunValue = bool | int | float | str
 
@@ -103,11 +103,4 @@ def stage_app(app: Path, target: Path) -> Path:
 
 def run_config_toml(run_config: Mapping[str, RunValue]) -> str:
     """Return the run configuration as TOML, one line a key; a key such as ``optim.lr`` stays one key."""
-
-    def literal(value: RunValue) -> str:
-        if isinstance(value, str):
-            # A JSON string is a TOML string, save that TOML wants DEL escaped too.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        return repr(value).lower()
-
-    return "".join(f"{literal(key)} = {literal(value)}\n" for key, value in run_config.items())
+    return "".join(f"{toml_literal(key)} = {toml_literal(value)}\n" for key, value in run_config.items())

@@ -24,7 +24,7 @@ from fedbicross_flwr.files import expanded, write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.runs.code_version import made_by, shared_folder
-from fedbicross_flwr.settings import Scalar
+from fedbicross_flwr.settings import Scalar, toml_literal
 
 IDENTITY = "identity.json"
 STAGES = "stages"
@@ -248,12 +248,11 @@ def to_toml(config: RunConfig) -> str:
 
 
 def flat_to_toml(flat: Mapping[str, Scalar]) -> str:
-    """Return flat settings as TOML, one table a section; a JSON scalar is a TOML scalar."""
+    """Return flat settings as TOML, one table a section."""
     tables: dict[str, list[str]] = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
-        text = "inf" if value == float("inf") else json.dumps(value, ensure_ascii=False)
-        tables.setdefault(section, []).append(f"{name} = {text}")
+        tables.setdefault(section, []).append(f"{name} = {toml_literal(value)}")
     blocks = ["\n".join(tables.pop(""))]
     blocks += [f"[{section}]\n" + "\n".join(lines) for section, lines in tables.items()]
     return "\n\n".join(blocks) + "\n"

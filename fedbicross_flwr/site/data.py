@@ -126,6 +126,11 @@ def check_labels(
     """
     present = {int(label) for values in labels.values() for label in np.unique(values)}
     if names is not None:
+        if commas := [name for name in names if "," in name]:
+            raise FedBiCrossError(
+                f"{path}: class_names has {commas[0]!r}, but in deployment.class_names a comma ends a name; "
+                "rename the class, at all sites alike"
+            )
         if tuple(names) != tuple(classes):
             raise FedBiCrossError(
                 f"{path}: class_names is {listed(names)}, but the federation's classes are "

@@ -110,7 +110,7 @@ def advice(status: RunStatus, now: datetime) -> list[str]:
     if status.stage == "finished" and status.left():
         return [
             f"{again} with those sites alone, or hand their models over: fedbicross export-cluster-model "
-            f"{status.path} --site NAME"
+            f"{status.path} --site NAME --key signing.pem --out FILE"
         ]
     if quiet and not status.ended:
         return [f"if its process has ended, {again}"]

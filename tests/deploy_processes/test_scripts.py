@@ -25,7 +25,12 @@ from flower_cli import as_command
 from split_data import deal_unequally, write_sites
 from starlette.types import Message, Receive, Scope, Send
 
+from fedbicross_flwr.centre.server import DATA
+from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.registry import open_source
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.launch.app_folder import run_config_toml
+from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.settings import Scalar
 
 
@@ -469,3 +474,63 @@ def test_sites_get_unequal_shares_of_all_images(tmp_path: Path) -> None:
         assert (written["train_labels"] == source.labels("train")[partition.train[1]]).all()
         assert (written["test_images"] == source.images("test", partition.test[1])).all()
         assert written["class_names"].tolist() == list(source.info.class_names)
+
+
+def start(centre: Path, settings: dict[str, Scalar], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run of these settings as ``start-run`` does; Flower must not be asked for anything."""
+
+    def asked(*arguments: str) -> dict[str, object]:
+        raise AssertionError(f"flwr {arguments} before the settings were checked")
+
+    config = centre / "own.toml"
+    config.write_text(run_config_toml(settings), encoding="utf-8")
+    (centre / "flwr").mkdir(exist_ok=True)
+    (centre / "flwr" / "config.toml").write_text("insecure = true\n")
+    monkeypatch.setattr(start_run, "flwr", asked)
+    monkeypatch.setattr(sys, "argv", ["start-run", str(centre), "centre", str(config)])
+    start_run.main()
+
+
+def test_a_simulation_is_not_started_at_the_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FedBiCrossError, match=r"own.toml names no sites, so it is a simulation"):
+        start(tmp_path, {"seed": 3}, monkeypatch)
+
+
+def test_a_run_is_not_started_in_the_folder_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Scalar] = {"deployment.sites": "a, b", "deployment.class_names": "x, y"}
+    RunFolder.open(tmp_path / "runs" / "own", RunConfig.from_flat(settings), DATA)
+    with pytest.raises(FedBiCrossError, match=r"belongs to a run with deployment\.sites = 'a, b'"):
+        start(tmp_path, {**settings, "deployment.sites": "a, b, c"}, monkeypatch)
+    with pytest.raises(AssertionError, match="list"):
+        start(tmp_path, settings, monkeypatch)
+
+
+def test_a_run_that_is_taken_up_is_waited_for_until_it_has_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def taken_at_the_third(connection: str, run_id: str) -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            (tmp_path / "identity.json").write_text("{}")
+
+    (tmp_path / "identity.json").write_text("{}")
+    os.utime(tmp_path / "identity.json", (1e9, 1e9))
+    former = start_run.opened_last(tmp_path)
+    monkeypatch.setattr(start_run, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(start_run, "end_of", taken_at_the_third)
+    assert start_run.wait_for_folder(tmp_path, former, "centre", "5") == 0 and len(looks) == 3
+    monkeypatch.setattr(start_run, "end_of", lambda connection, run_id: 1)
+    assert start_run.wait_for_folder(tmp_path, start_run.opened_last(tmp_path), "centre", "5") == 1
+
+
+def test_an_interruption_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        as_command(interrupted)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from google.protobuf.message import DecodeError
 from site_runs import (
     NAMES,
     cluster_models,
@@ -94,13 +97,13 @@ def pickled(reply: Message) -> None:
 
 BAD: dict[str, tuple[Spoil, str]] = {
     "nan": (put("fc.bias", [np.nan] * 8), "fc.bias holds values that are not finite"),
-    "another network": (put("fc.bias", [0.0] * 7), r"fc.bias has shape (7,) instead of (8,)"),
+    "another-network": (put("fc.bias", [0.0] * 7), r"fc.bias has shape (7,) instead of (8,)"),
     "oversized": (put("more", np.zeros((400, 400, 4))), "but the model that was agreed on has"),
     "truncated": (cut_short, "the upload cannot be read"),
     "pickled": (pickled, "the upload cannot be read"),
     "huge": (put("fc.bias", [1e30] * 8), "fc.bias holds 1e+30"),
     "overflowing": (scale(300.0), "its answers reach"),
-    "no count": (lambda reply: reply.content.__delitem__("metrics"), "the upload cannot be read (KeyError"),
+    "no-count": (lambda reply: reply.content.__delitem__("metrics"), "the upload cannot be read (KeyError"),
     "count": (lambda reply: metrics(reply, num_examples=-1), "it was trained on -1 images"),
     "accuracy": (lambda reply: metrics(reply, validation_accuracy=7.0), "validation accuracy is 7.0"),
 }
@@ -168,7 +171,16 @@ def test_a_node_that_contradicts_itself_is_turned_away(tmp_path: Path) -> None:
         assert len(node.told) == 1 and "deployment.sites does not have" in node.told[0]
 
 
-@pytest.mark.parametrize("error", [ValueError("no such chunk"), KeyError("child"), IndexError("empty")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no chunk"),
+        KeyError("child"),
+        IndexError("empty"),
+        DecodeError("cut"),
+        RecursionError("deep"),
+    ],
+)
 def test_a_reply_that_flower_cannot_put_together_is_its_sender_s_matter(
     tmp_path: Path, error: Exception
 ) -> None:
@@ -192,11 +204,22 @@ def test_what_a_site_says_cannot_write_on_the_screen(tmp_path: Path) -> None:
     assert "\x1b" not in (folder / "progress.jsonl").read_text().replace("\\u001b", "\x1b")
 
 
+def test_what_a_node_s_failure_says_cannot_write_on_the_screen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(reply: Message) -> Message:
+        return Message(Error(1, "broken \x1b[2J\x07 glass"), reply_to=reply)
+
+    folder, _ = with_more(tmp_path, {"loud": fail})
+    assert "is asked again: its ClientApp failed (broken [2J glass)" in caplog.text
+    assert "\x1b" not in caplog.text and "\x1b" not in roster(folder)["loud"]["reason"]
+
+
 SCORES: dict[str, dict[str, float]] = {
-    "above one": {"personal/local/accuracy": 1.5},
+    "above-one": {"personal/local/accuracy": 1.5},
     "incomplete": {"personal/local/accuracy": 0.5},
     "elsewhere": {"personal/global/accuracy": 0.5},
-    "no path": {"personal": 0.5},
+    "no-path": {"personal": 0.5},
     "unknown": {"fedavg/local/colour": 0.5},
 }
 
@@ -213,6 +236,19 @@ def test_scores_that_cannot_be_are_refused(tmp_path: Path) -> None:
         assert entry["state"] == "refused" and "the scores" in entry["reason"] and node.told
     scored = {one["client"] for row in read_json(folder / "metrics.json")["rows"] for one in row["clients"]}
     assert scored == {0, 1, 2}
+
+
+def test_scores_without_a_model_are_refused(tmp_path: Path) -> None:
+    def scores_at_once(reply: Message) -> Message:
+        if "arrays" in reply.content:
+            del reply.content["arrays"]
+            reply.content["scores"] = MetricRecord({})
+        return reply
+
+    folder, (node,) = with_more(tmp_path, {"hasty": scores_at_once})
+    entry = roster(folder)["hasty"]
+    assert entry["state"] == "refused" and "a model that it was not shipped" in entry["reason"]
+    assert node.told == [entry["reason"]] and not (folder / "scores" / "client-03.json").exists()
 
 
 # --- flags
@@ -378,6 +414,27 @@ def test_after_holding_back_too_many_the_next_window_is_a_new_one(
     assert server.open_uploads() > 0.0 and server.roster.opened != ended
 
 
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        (
+            {"min_sites": 3, "hold_back": True},
+            r"lower deployment\.min_sites, or start a run with another out",
+        ),
+        ({"min_sites": 1, "hold_back": True}, r"held back; start a run with another out"),
+    ],
+)
+def test_where_every_site_has_uploaded_no_other_window_is_advised(
+    tmp_path: Path, changes: dict[str, Any], remedy: str
+) -> None:
+    config = deployed(tmp_path / "run", **{f"deployment__{key}": value for key, value in changes.items()})
+    server = SiteServer.open_sites(config, tmp_path / "run")
+    server.uploads.update({client: ClientUpload(client, 10, {}) for client in range(3)})
+    with pytest.raises(FedBiCrossError, match=remedy) as told:
+        server.hold_back({1: ["outlying"], 2: ["outlying"]})
+    assert "another window" not in str(told.value)
+
+
 def test_an_outlying_upload_that_breaks_the_method_is_held_back_whatever_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,3 +450,21 @@ def test_an_outlying_upload_that_breaks_the_method_is_held_back_whatever_is_set(
     assert roster(folder)["west"]["held"] and set(states(folder).values()) == {"done"}
     assert "run again without outlying uploads" in (folder / "progress.jsonl").read_text()
     assert read_json(folder / "clustering.json")["clients"] == [0, 1]
+
+
+def test_a_full_disk_is_no_reason_to_hold_an_upload_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(server: Server) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", no_room)
+            server.folder.write_json("clustering.json", {})
+
+    def no_room(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Server, "run_method", full)
+    with pytest.raises(FedBiCrossError, match="No space left on device"):
+        outlying(tmp_path)
+    entry = roster(tmp_path / "run")["west"]
+    assert entry["flags"] and not entry["held"]

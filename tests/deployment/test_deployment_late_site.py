@@ -8,6 +8,7 @@ import torch
 from fedbicross_flwr.centre.late_site import nearest_cluster
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
 from fedbicross_flwr.progress import Silent
@@ -34,3 +35,6 @@ def test_a_late_site_joins_by_what_made_the_clusters(by: str, joined: int) -> No
     states = {1: model(seen=0, said=0), 2: model(seen=1, said=1), 4: model(seen=0, said=0)}
     uploads = {client: ClientUpload(client, 20, state) for client, state in states.items()}
     assert nearest_cluster(model(seen=0, said=1), {1: 0, 2: 1, 4: 0}, uploads, task) == joined
+    del uploads[1]
+    with pytest.raises(FedBiCrossError, match="while the upload of client 1 is lost"):
+        nearest_cluster(model(seen=0, said=1), {1: 0, 2: 1, 4: 0}, uploads, task)

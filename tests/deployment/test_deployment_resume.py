@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -139,6 +140,20 @@ def test_an_outcome_that_was_damaged_is_learned_again(tmp_path: Path) -> None:
     path = folder / "models" / "cluster-1.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     go_on(folder, tmp_path)
+
+
+def test_when_the_window_opens_again_nothing_of_the_former_outcome_stands(tmp_path: Path) -> None:
+    folder = shutil.copytree(reference()[0], tmp_path / "run")
+    (folder / "outcome.json").unlink()
+    (folder / "uploads" / "client-01.safetensors").unlink()
+    found = read_json(folder / "roster.json")
+    found["sites"][0].update(held=True, late=True, cluster=7, state="held back")
+    (folder / "roster.json").write_text(json.dumps(found))
+    assert any((folder / "scores").iterdir())
+    server = SiteServer.open_sites(deployed(folder), folder)
+    entry = server.site(0)
+    assert (entry.held, entry.late, entry.cluster, entry.state) == (False, False, None, "uploaded")
+    assert server.roster.closed is None and not any((folder / "scores").iterdir())
 
 
 def test_other_settings_are_refused_and_windows_may_change(tmp_path: Path) -> None:

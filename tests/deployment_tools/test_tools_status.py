@@ -172,7 +172,7 @@ def test_a_deployment_that_takes_uploads(tmp_path: Path) -> None:
         tmp_path, "uploads",
         site("north", 0, "uploaded", 5, flags=["its norm is 9 times the median"]),
         site("south", 1, "asked"),
-        site("east 2", 2, "refused", reason="fc.bias holds values that are not finite"),
+        site("east-2", 2, "refused", reason="fc.bias holds values that are not finite"),
         site("west", 3, "expected"),
         connected=1,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def test_a_deployment_that_takes_uploads(tmp_path: Path) -> None:
     )
     assert line_of(text, "north").split()[1:5] == ["uploaded", "–", "2026-01-31", "12:05"]
     assert "its norm is 9 times the median" in line_of(text, "north")
-    assert "refused" in line_of(text, "east 2") and "not finite" in line_of(text, "east 2")
+    assert "refused" in line_of(text, "east-2") and "not finite" in line_of(text, "east-2")
     assert "the window closes now" in shown(run, OPENED + timedelta(days=1))
 
 
@@ -210,7 +210,8 @@ def test_a_finished_deployment_says_who_is_missing_and_what_can_be_done(tmp_path
     done, away = site("north", 0, "done", 5, cluster=1), site("south", 1, "missing", 5, cluster=0)
     text = shown(deployment(tmp_path / "run", "finished", done, away, site("west", 2, "missing")))
     assert line_of(text, "left:") == "left: 1 model from west; 2 personal models at south, west"
-    assert "fedbicross export-cluster-model" in text and "--site NAME" in text
+    said = " ".join(text.split())
+    assert "fedbicross export-cluster-model" in said and "--site NAME --key signing.pem --out FILE" in said
     over = shown(deployment(tmp_path / "all", "finished", done, site("east", 1, "refused")))
     assert "left:" not in over and "export-cluster-model" not in over and "window" not in over
 
