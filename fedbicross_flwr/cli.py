@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from fedbicross_flwr.compare.commands import export_records, figure, table
-from fedbicross_flwr.compare.plan import base_settings, cells_of, plan_runs
+from fedbicross_flwr.compare.plan import OWN_KEYS, base_settings, cells_of, plan_runs
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -113,6 +113,8 @@ def compare(
 ) -> None:
     """Run all methods on the same uploads, and write one table."""
     base = base_settings(scale, config, settings or [])
+    for key in sorted(OWN_KEYS.keys() & base.keys()):
+        print(f"note: {key} of {config} has no effect; use {OWN_KEYS[key]} instead", file=sys.stderr)
     if rounds is not None:
         base["flower.rounds"] = rounds
     images = [data_settings(one, data_root) for one in data or [""]]

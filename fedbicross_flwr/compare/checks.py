@@ -124,12 +124,11 @@ def _uploads(cell: CellRuns) -> list[str]:
         apart = max((abs(found[key] - expected[key]) for key in found.keys() & expected), default=0)
         if found.keys() == expected.keys() and apart <= SAME:
             continue
-        if run.variant.group != MANY_ROUNDS:
-            said = "did not start from the same clients' models"
-        elif record.config.get(INITIAL_WEIGHTS) == former.config.get(INITIAL_WEIGHTS):
-            said = "do not have the same clients"
-        else:
+        many = run.variant.group == MANY_ROUNDS
+        if many and record.config.get(INITIAL_WEIGHTS) != former.config.get(INITIAL_WEIGHTS):
             continue
+        others = "did not start from the same clients' models"
+        said = others if apart > SAME and not many else "do not have the same clients"
         notes.append(
             f"Seed {run.seed}: {other.variant.name} and {run.variant.name} {said} "
             f"(local-only differs by up to {100 * apart:.1f} points, or in its clients)."

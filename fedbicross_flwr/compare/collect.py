@@ -185,11 +185,16 @@ def _check(record: RunRecord, cell: CellName, seed: int) -> None:
     wanted = {"seed": seed, "partition.clients": cell.clients, "partition.alpha": cell.alpha}
     for key, value in wanted.items():
         found = record.config.get(key, value)
-        if found != value:
+        if _as_named(found) != _as_named(value):
             raise FedBiCrossError(
                 f"its config.toml has {key} = {found}, its folder's name says {value}; "
                 "move it where it belongs or remove it"
             )
+
+
+def _as_named(value: object) -> object:
+    """Return a setting as a cell's name has it: alpha to 15 digits."""
+    return f"{value:.15g}" if isinstance(value, float) else value
 
 
 def _line(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fedbicross_flwr.compare.collect import CLUSTER_COUNT, CellRuns, Run
-from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS, Variant
+from fedbicross_flwr.compare.variants import ASKED_FOR, CENTRAL, VARIANTS, Variant
 from fedbicross_flwr.compare.wall_time import wall_seconds
 from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
@@ -148,20 +148,33 @@ def own_rows(run: Run, record: RunRecord) -> list[ResultRow]:
     return [row for row in record.results.rows if row.name not in common] if record.results else []
 
 
-def server_seconds(record: RunRecord) -> float:
-    """Return the time of the server's own stages; training at clients and the evaluation do not count."""
+def server_seconds(run: Run, record: RunRecord) -> float | None:
+    """Return the time of the server's own stages; training at clients and the evaluation do not count.
+
+    None for a central model that was there already: its folder does not say how long it took.
+    """
+    if run.variant.name == CENTRAL and run.log is not None and not run.log.trained:
+        return None
     return sum(seconds for stage, seconds in record.seconds.items() if stage not in NOT_THE_SERVERS)
 
 
 def _common(cell: CellRuns, key: str, group: str) -> Line:
-    """Return a line that every run has: of each seed, the first run that has it."""
+    """Return a line that every run has: of each seed, that of the first run that has it of most clients."""
     rounds = 0 if group == CONTROL else ONE_SHOT_ROUNDS
     seeds: dict[int, SeedScores] = {}
     for run, record in cell.records():
         row = record.results.row(ROWS[key].name) if record.results else None
-        if row is not None:
-            seeds.setdefault(run.seed, SeedScores(row.scores, row.bytes_up, row.bytes_down, None, rounds))
+        if row is None:
+            continue
+        known = seeds.get(run.seed)
+        if known is None or _scored(row.scores) > _scored(known.scores):
+            seeds[run.seed] = SeedScores(row.scores, row.bytes_up, row.bytes_down, None, rounds)
     return Line(key, group, ROWS[key].name, group, dict(sorted(seeds.items())))
+
+
+def _scored(scores: Mapping[str, Mapping[int, Score]]) -> int:
+    """Return how many scores of clients there are, under all protocols."""
+    return sum(len(clients) for clients in scores.values())
 
 
 def _own(cell: CellRuns, variant: Variant, wall: Mapping[tuple[str, int], float]) -> tuple[Line, ...]:
@@ -169,7 +182,7 @@ def _own(cell: CellRuns, variant: Variant, wall: Mapping[tuple[str, int], float]
     for run, record in cell.records(variant.name):
         for role, row in zip(found, own_rows(run, record), strict=False):
             found[role][run.seed] = SeedScores(
-                *(row.scores, row.bytes_up, row.bytes_down, server_seconds(record), _rounds(run)),
+                *(row.scores, row.bytes_up, row.bytes_down, server_seconds(run, record), _rounds(run)),
                 wall.get((variant.name, run.seed)),
             )
     missing = {run.seed: run.state for run in cell.of(variant.name) if run.record is None}

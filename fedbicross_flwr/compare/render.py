@@ -25,8 +25,9 @@ LEGEND = (
     f"{AHEAD}: a control, trained without any other client, that is ahead of the best one-shot method. "
     "Accuracy, AUC and calibration error (ECE; lower is better) in percent: mean over clients, then "
     "mean ± sample standard deviation over seeds. Rounds: exchanges with the clients, a last one for the "
-    "final model included. Sent and received: model bytes per client. Wall seconds: the whole run as if it "
-    "had been alone, the clients' training included; the controls count in the run that measured them."
+    "final model included. Sent and received: bytes per client, of models and what goes with them. Wall "
+    "seconds: the whole run as if it had been alone, the clients' training included; the controls count in "
+    "the run that measured them."
 )
 
 

@@ -126,7 +126,8 @@ def best_of(rows: Mapping[Key, tuple[Line, Spread | None]], better: int = 1) -> 
 
     Rows compare as shown, with one decimal, and share the mark where that is equal. Controls, ceilings and
     strategies of many rounds are no one-shot methods, of several K none is chosen, and a row with fewer seeds
-    than others would win or lose by its seeds; none of these competes. One row alone is no competition.
+    than others would win or lose by its seeds; none of these competes. One row alone is no competition, nor
+    are rows of different seeds.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def best_of(rows: Mapping[Key, tuple[Line, Spread | None]], better: int = 1) -> 
         for key, (line, value) in rows.items()
         if line.competes and len(line.seeds) == most and (rank := _rank(value, better)) is not None
     }
-    if len(shown) < 2:
+    if len(shown) < 2 or len({frozenset(rows[key][0].seeds) for key in shown}) > 1:
         return frozenset()
     best = max(shown.values())
     return frozenset(key for key, rank in shown.items() if rank == best)

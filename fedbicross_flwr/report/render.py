@@ -30,7 +30,7 @@ WIDE = 100
 """Columns that a terminal needs for the whole table."""
 LEGEND = (
     "Percent. ECE is the expected calibration error: lower is better. "
-    "Sent and received: model bytes per client."
+    "Sent and received: bytes per client, of models and what goes with them."
 )
 KIND_STYLES = {"ours": "bold", CEILING: "dim italic"}
 

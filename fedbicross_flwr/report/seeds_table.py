@@ -124,6 +124,11 @@ def seeds_table(runs: Sequence[RunRecord]) -> SeedsTable:
     return SeedsTable(tuple(run.seed for run in runs), rows)
 
 
+def _images(run: RunRecord) -> tuple[object, ...]:
+    """Return what the images of all seeds have in common; a phantom's are others with each seed."""
+    return run.dataset.name, run.dataset.class_names, run.dataset.channels
+
+
 def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: ResultsTable) -> None:
     passing = {key for key, declared, _ in walk(RunConfig()) if not declared.metadata["shapes_result"]}
     for key in sorted({*first.config, *other.config} - passing - {"seed"}):
@@ -132,6 +137,11 @@ def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: Res
                 f"{first.folder} and {other.folder} differ in {key} ({first.config.get(key)} and "
                 f"{other.config.get(key)}); a table over seeds takes runs that differ in the seed only"
             )
+    if _images(first) != _images(other):
+        raise FedBiCrossError(
+            f"{first.folder} is of {first.dataset.name} and {other.folder} of {other.dataset.name}, or their "
+            "classes differ; a table over seeds takes runs on the same data"
+        )
     if [row.name for row in one.rows] != [row.name for row in two.rows]:
         raise FedBiCrossError(
             f"{first.folder} and {other.folder} hold different methods; run both with the same version"

@@ -81,7 +81,7 @@ one seed; a small difference may be chance, and only several seeds can tell.</p>
 <p class="muted">Percent, over the clients’ models. “Worst” is the client that fares worst. Balanced
 accuracy gives every class the same say; AUC measures how well classes are ranked apart; ECE, the expected
 calibration error, how far stated confidence is from the truth (lower is better). Sent and received are
-model bytes per client.</p>
+bytes per client, of models and what goes with them.</p>
 <div class="tables">
 {%- for protocol in table.protocols %}
 <div><h3 id="results-{{ protocol }}">{{ titles[protocol] }}</h3>
@@ -89,7 +89,7 @@ model bytes per client.</p>
 <thead>
 <tr class="groups"><th></th>
 {%- for metric in metrics %}<th colspan="2" scope="colgroup">{{ metric.title }}</th>{% endfor -%}
-<th colspan="2" scope="colgroup">Model bytes</th></tr>
+<th colspan="2" scope="colgroup">Bytes</th></tr>
 <tr><th scope="col">Method</th>
 {%- for metric in metrics %}<th scope="col">mean</th><th scope="col">worst</th>{% endfor -%}
 <th scope="col">sent</th><th scope="col">received</th></tr>

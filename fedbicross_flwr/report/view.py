@@ -116,6 +116,8 @@ def exchange(run: RunRecord) -> str:
             "sends it back; no image leaves it."
         )
     sentence = "It trains a model on its own images, sends that model once, and receives one model back"
+    if method_of(run) == FEDBICROSS and run.config.get("personal.replay"):
+        sentence += ", and synthetic images to rehearse"
     if method_of(run) == FEDBICROSS and run.config.get("clustering.by") == "pacfl":
         return f"{sentence}. With its model it sends singular vectors of its images; no image leaves it."
     return f"{sentence}; no image leaves it."

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
-import torch
-import torchvision
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
@@ -20,14 +17,15 @@ PARTS = (
 )
 """Modules that shape what is kept, or keep it; reports, tables and a deployment's centre do not."""
 
-LIBRARIES = (torch, torchvision, np)
-"""What computes besides: torchvision has the blocks of the networks, NumPy draws phantoms and partitions."""
+LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
+"""What computes besides: torchvision has the blocks of the networks, NumPy draws phantoms and partitions,
+scikit-learn makes the clusters and SciPy fits temperatures."""
 
 
 @cache
 def code_fingerprint() -> str:
     """Return 16 hexadecimal digits that stand for this package's modules and the releases of `LIBRARIES`."""
-    total = hashlib.sha256("|".join(str(library.__version__) for library in LIBRARIES).encode())
+    total = hashlib.sha256("|".join(version(library) for library in LIBRARIES).encode())
     home = Path(__file__).parents[1]
     for part in PARTS:
         for file in sorted(home.glob(part)):

@@ -635,6 +635,16 @@ def test_a_mistake_is_one_line_before_anything_runs(
     assert list(tmp_path.glob("comparisons/phantom*")) == []
 
 
+def test_what_a_configuration_sets_and_a_comparison_sets_itself_is_told(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text("seed = 7\n")
+    answer = command("--config", str(config), "--seeds", "0", config=False)
+    assert answer.status == 2
+    assert answer.error.startswith(f"note: seed of {config} has no effect; use --seeds instead\nerror: ")
+
+
 def test_a_scale_that_there_is_not_is_named(command: Callable[..., Answer]) -> None:
     answer = command("--scale", "quik", config=False)
     assert answer.status == 2 and "'quik' is not one of quick, paper (did you mean quick?)" in answer.error

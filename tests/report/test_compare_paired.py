@@ -100,4 +100,14 @@ def test_the_strongest_other_is_no_ablation_and_absent_methods_give_no_test() ->
     ablation = line("fedbicross-intra", {0: {0: 0.9}}, "ablation")
     assert {test.other for test in paired_tests([ours, weak, strong, ablation])} == {"dense"}
     assert paired_tests([weak, strong]) == ()
+
+
+def test_a_method_with_fewer_seeds_is_not_the_strongest_other_by_an_easy_one() -> None:
+    ours = line("fedbicross", {0: {0: 0.5}, 1: {0: 0.9}})
+    whole, easy = line("fedavg", {0: {0: 0.4}, 1: {0: 0.8}}), line("dense", {1: {0: 0.85}})
+    assert {test.other for test in paired_tests([ours, whole, easy])} == {"fedavg"}
+
+
+def test_there_is_no_test_of_seeds_that_only_one_has() -> None:
+    ours = line("fedbicross", {0: {0: 0.5}})
     assert paired_tests([ours, line("dafl", {1: {0: 0.3}})]) == ()

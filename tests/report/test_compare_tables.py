@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import shutil
@@ -259,6 +260,44 @@ def test_equal_figures_share_the_mark_and_fewer_seeds_do_not_compete(out: Path) 
     shutil.rmtree(out / CELL / "fedavg" / "seed-1")
     assert table_of(out).best(column) == {("fedbicross", PERSONAL)}
     assert "FedAvg-1, fine-tuned (1 of 2 seeds)" in table_text(CELL, out, "markdown")
+
+
+def test_methods_with_equally_many_but_other_seeds_share_no_best(out: Path) -> None:
+    column = BY_KEY["global_accuracy"]
+    assert table_of(out).best(column)
+    shutil.rmtree(out / CELL / "fedavg" / "seed-1")
+    shutil.rmtree(out / CELL / "fedbicross" / "seed-0")
+    assert table_of(out).best(column) == frozenset()
+
+
+def test_controls_are_those_of_the_run_with_most_clients(out: Path) -> None:
+    whole = table_of(out)
+    edit(
+        out / CELL / "fedavg" / "seed-0" / "metrics.json",
+        lambda found: found["rows"][0]["clients"].pop(),
+    )
+    key = "global_accuracy"
+    assert table_of(out).rows[0].values[key] == whole.rows[0].values[key]
+    notes = " ".join(table_of(out).notes)
+    assert "Seed 0: fedavg and fedbicross do not have the same clients" in notes
+
+
+def test_a_central_model_that_was_there_already_has_no_seconds_of_its_own(tmp_path: Path) -> None:
+    out = build_comparison(tmp_path, variants=("fedavg", "central"), seeds=(0,))
+    log = out / CELL / "central" / "seed-0" / "progress.jsonl"
+    for trained in (True, False):
+        event = {"time": 1.0, "stage": "training", "done": 1, "total": 1, "client": 0, "text": ""}
+        log.write_text(json.dumps(event) + "\n" if trained else "")
+        (central,) = [row for row in table_of(out).rows if row.line.variant == "central"]
+        assert (central.values["server_seconds"] is not None) == trained
+
+
+def test_alpha_is_held_to_the_name_of_its_folder_by_the_digits_that_it_has(out: Path) -> None:
+    for config in (out / CELL).glob("*/seed-*/config.toml"):
+        config.write_text(config.read_text().replace("alpha = 0.3\n", "alpha = 0.30000000000000004\n"))
+    assert not collect(out).problems
+    config.write_text(config.read_text().replace("alpha = 0.30000000000000004\n", "alpha = 0.31\n"))
+    assert "partition.alpha = 0.31, its folder's name says 0.3" in " ".join(collect(out).problems)
 
 
 def test_failed_unfinished_and_unreadable_runs_are_shown(out: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_builder import MakeRun, edit
@@ -61,6 +63,15 @@ def test_runs_of_different_settings_are_refused(make_run: MakeRun) -> None:
     config.write_text(config.read_text().replace("alpha = 0.3", "alpha = 0.1"))
     with pytest.raises(FedBiCrossError, match=r"differ in partition\.alpha \(0\.3 and 0\.1\)"):
         seeds_table([load_run(one), load_run(two)])
+
+
+def test_runs_on_other_data_are_refused(make_run: MakeRun) -> None:
+    runs = [load_run(one) for one in folders(make_run, (0, 1))]
+    changes: tuple[dict[str, Any], ...] = ({"name": "others"}, {"class_names": ("a", "b")}, {"channels": 1})
+    for change in changes:
+        dataset = dataclasses.replace(runs[1].dataset, **change)
+        with pytest.raises(FedBiCrossError, match="takes runs on the same data"):
+            seeds_table([runs[0], dataclasses.replace(runs[1], dataset=dataset)])
 
 
 def test_where_a_run_was_computed_may_differ(make_run: MakeRun) -> None:

@@ -95,8 +95,8 @@ def by_clusters(cell: CellRuns) -> dict[int, Line]:
         if not isinstance(asked, int) or not (name in (OURS, NO_CLUSTERING) or CLUSTER_STUDY.fullmatch(name)):
             continue
         line = final_line(lines, name)
-        if line is not None:
-            # The study's own runs come after the plain one and take its place.
+        # The study's own runs come after the plain one, and take its place if they have more seeds.
+        if line is not None and (asked not in found or len(line.seeds) > len(found[asked].seeds)):
             found[asked] = line
     return dict(sorted(found.items()))
 
