@@ -15,6 +15,7 @@ from fedbicross_flwr.centre.registry import SiteRegistry
 from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_since
 from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
 from fedbicross_flwr.compute import cpu_threads
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError, harmless
 from fedbicross_flwr.methods import ClientUpload, ServerTask
@@ -68,7 +69,7 @@ class SiteUploads(Server):
     @property
     def needed(self) -> int:
         """Return with how many uploads the method can begin."""
-        clusters = self.config.clustering.clusters if self.config.method == "fedbicross" else 1
+        clusters = self.config.clustering.clusters if self.config.method == FEDBICROSS else 1
         least = self.config.deployment.min_sites
         return max(least, clusters) if isinstance(clusters, int) else least
 

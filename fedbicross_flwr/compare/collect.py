@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedbicross_flwr.compare.variants import GROUPS, VARIANTS, Variant
 from fedbicross_flwr.compare.work_log import WorkLog, read_work_log
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.record import RunRecord
@@ -43,6 +44,11 @@ class CellName:
         """Return the cell of a folder's name, such as ``phantom-N5-alpha0.3``; None for any other name."""
         match = CELL_NAME.fullmatch(name)
         return match and cls(name, match["data"], int(match["clients"]), float(match["alpha"]))
+
+    @property
+    def caption(self) -> str:
+        """Return the setting as figures name it."""
+        return f"{self.data}, N = {self.clients}, α = {self.alpha:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +141,7 @@ def variant_of(name: str) -> Variant:
         return VARIANTS[name]
     if match := CLUSTER_STUDY.fullmatch(name):
         clusters = int(match[1])
-        settings: dict[str, Scalar] = {"method": "fedbicross", "clustering.clusters": clusters}
+        settings: dict[str, Scalar] = {"method": FEDBICROSS, "clustering.clusters": clusters}
         return Variant(name, f"FedBiCross, K = {clusters}", CLUSTER_COUNT, settings, f"{clusters} clusters.")
     return Variant(name, name, "other", {}, "A variant that this version does not know.")
 

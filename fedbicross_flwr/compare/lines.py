@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fedbicross_flwr.compare.collect import CLUSTER_COUNT, CellRuns, Run
 from fedbicross_flwr.compare.variants import ASKED_FOR, CENTRAL, VARIANTS, Variant
 from fedbicross_flwr.compare.wall_time import wall_seconds
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
 from fedbicross_flwr.report.units import count
@@ -215,7 +216,7 @@ def _titles(variant: Variant, both: bool) -> dict[str, str]:
     title = _title(variant)
     if not both:
         return {SHIPPED: title}
-    if variant.overrides.get("method") != "fedbicross":
+    if variant.overrides.get("method") != FEDBICROSS:
         return {SHIPPED: title, PERSONAL: f"{title}, fine-tuned"}
     comma = "," if "," in title else ""
     return {SHIPPED: f"{title}{comma} without personal distillation", PERSONAL: title}

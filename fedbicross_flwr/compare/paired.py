@@ -9,10 +9,10 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from fedbicross_flwr.compare.lines import CONTROLS, PERSONAL, Line, SeedScores, line_of
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.report.units import count
 
 MEASURES = {"global": "global accuracy", "local": "local accuracy", "both": "mean of both accuracies"}
-OURS = "fedbicross"
 LEVEL = 0.05
 MIN_PAIRS = 6
 """With fewer pairs that differ, no outcome of a two-sided signed-rank test is below .05 (2 / 2^5 = .06)."""
@@ -85,10 +85,10 @@ def paired_tests(lines: Sequence[Line]) -> tuple[PairedTest, ...]:
     least, among those that share the most seeds with it; ablations of FedBiCross are no other method. There
     is no test where either side was not run.
     """
-    ours = line_of(lines, OURS, PERSONAL)
+    ours = line_of(lines, FEDBICROSS, PERSONAL)
     if ours is None:
         return ()
-    others = [line for line in lines if line.group == "one-shot" and line.variant != OURS]
+    others = [line for line in lines if line.group == "one-shot" and line.variant != FEDBICROSS]
     control = line_of(lines, CONTROLS[1], "control")
     found = []
     for measure in MEASURES:

@@ -14,6 +14,7 @@ from fedbicross_flwr.compare.lines import Line, line_of, lines_of
 from fedbicross_flwr.compare.paired import paired_tests
 from fedbicross_flwr.compare.paper import Paper, PaperRow, PaperTable, load_paper
 from fedbicross_flwr.compare.tables import BY_KEY, best_of, spread
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.units import listing
@@ -25,7 +26,6 @@ MARKED = ("global_accuracy", "local_accuracy")
 """Columns of a table, in their order; each has its best method."""
 
 NUMBERS = {"1": "I", "2": "II", "3": "III"}
-OURS = "fedbicross"
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ def _ours(row: PaperRow, cell: CellRuns, lines: Sequence[Line]) -> Line | None:
     """
     if row.clusters is None:
         return line_of(lines, row.variant, row.role)
-    study = line_of(lines, f"{OURS}-K{row.clusters}", row.role)
-    asked = {record.config.get(CLUSTERS) for _, record in cell.records(OURS)}
-    plain = line_of(lines, OURS, row.role) if asked == {row.clusters} else None
+    study = line_of(lines, f"{FEDBICROSS}-K{row.clusters}", row.role)
+    asked = {record.config.get(CLUSTERS) for _, record in cell.records(FEDBICROSS)}
+    plain = line_of(lines, FEDBICROSS, row.role) if asked == {row.clusters} else None
     return max((line for line in (plain, study) if line), key=lambda line: len(line.seeds), default=None)
 
 
@@ -201,9 +201,9 @@ def _state(row: PaperRow, cell: CellRuns, lines: Sequence[Line]) -> str:
     """Return why there is no result for a row; a plain run counts for the K that it was to have."""
     if row.clusters is None:
         return next((line.state for line in lines if line.variant == row.variant and line.state), NOT_RUN)
-    study = f"{OURS}-K{row.clusters}"
+    study = f"{FEDBICROSS}-K{row.clusters}"
     runs = [run for run in cell.runs if run.variant.name == study]
-    runs += [run for run in cell.of(OURS) if run.record is None and _asked(run) == row.clusters]
+    runs += [run for run in cell.of(FEDBICROSS) if run.record is None and _asked(run) == row.clusters]
     return ", ".join(sorted({run.state for run in runs if run.record is None})) or NOT_RUN
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedbicross_flwr.config_readers import CENTRAL as CENTRAL
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.flower_names import FLOWER_NAMES, strategy_of
 from fedbicross_flwr.settings import Scalar
@@ -46,7 +47,7 @@ def _method(name: str, title: str, note: str) -> Variant:
 
 
 def _of_fedbicross(suffix: str, title: str, group: str, key: str, value: Scalar, note: str) -> Variant:
-    overrides = {"method": "fedbicross", key: value}
+    overrides = {"method": FEDBICROSS, key: value}
     return Variant(f"fedbicross-{suffix}", f"FedBiCross, {title}", group, overrides, note)
 
 

@@ -13,6 +13,7 @@ from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.variants import CENTRAL
 from fedbicross_flwr.compare.work_log import WorkLog
 from fedbicross_flwr.config import UPLOAD_SECTIONS, RunConfig
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.settings import walk
@@ -83,7 +84,7 @@ def _whole_log(run: Run, record: RunRecord) -> WorkLog | None:
 
 def _made_uploads(run: Run, record: RunRecord) -> bool:
     """Return whether a run's upload round is what training alone takes: no rounds, no subspaces besides."""
-    ours = run.variant.overrides.get("method") == "fedbicross"
+    ours = run.variant.overrides.get("method") == FEDBICROSS
     subspaces = ours and record.config.get("clustering.by") == "pacfl"
     if run.variant.name == CENTRAL or _many_rounds(run) or subspaces:
         return False

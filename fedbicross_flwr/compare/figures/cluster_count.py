@@ -14,11 +14,11 @@ from fedbicross_flwr.compare.collect import CLUSTER_STUDY, CellRuns, Comparison
 from fedbicross_flwr.compare.figures.looks import Look, handle, legend_below, percent_of, say_missing_seeds
 from fedbicross_flwr.compare.lines import Line, final_line, lines_of
 from fedbicross_flwr.compare.variants import AUTOMATIC
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.seeds_table import Spread
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
-OURS = "fedbicross"
 NO_CLUSTERING = "fedbicross-no-clustering"
 AUTOMATIC_MARKER = "*"
 AUTOMATIC_TITLE = "automatic K (best silhouette)"
@@ -66,7 +66,7 @@ def draw_cluster_count(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
             if not row[1].has_data():
                 where = {"transform": row[1].transAxes, "ha": "center", "color": theme.muted}
                 row[1].text(0.5, 0.5, "no run has one", **where)
-            name = f"{cell.cell.data}, N = {cell.cell.clients}, α = {cell.cell.alpha:g}"
+            name = cell.cell.caption
             row[0].set_title(f"{label(name, 40)}: accuracy")
             row[1].set_title("Silhouette of the clusters")
             ticks = _ticks(found, auto)
@@ -92,7 +92,9 @@ def by_clusters(cell: CellRuns) -> dict[int, Line]:
     for run, record in cell.records():
         name = run.variant.name
         asked = record.config.get("clustering.clusters")
-        if not isinstance(asked, int) or not (name in (OURS, NO_CLUSTERING) or CLUSTER_STUDY.fullmatch(name)):
+        if not isinstance(asked, int) or not (
+            name in (FEDBICROSS, NO_CLUSTERING) or CLUSTER_STUDY.fullmatch(name)
+        ):
             continue
         line = final_line(lines, name)
         # The study's own runs come after the plain one, and take its place if they have more seeds.

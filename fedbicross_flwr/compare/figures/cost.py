@@ -64,7 +64,7 @@ def draw_cost(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
             _panel(row[0], lines, _seconds, theme, beside=False)
             _logarithmic(row[0])
             _panel(row[1], lines, _megabytes, theme, beside=True)
-            name = f"{cell.cell.data}, N = {cell.cell.clients}, α = {cell.cell.alpha:g}"
+            name = cell.cell.caption
             row[0].set_title(f"{label(name, 40)}: time")
             row[1].set_title("Traffic (what costs the same stands side by side)")
             row[0].set_xlabel(f"server seconds (less than {LEAST_SECONDS:g} drawn at {LEAST_SECONDS:g})")

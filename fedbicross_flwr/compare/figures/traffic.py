@@ -66,7 +66,7 @@ def draw_traffic(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
         panels = made.subplots(2 * len(found), 2, squeeze=False, sharex="col", sharey="row")
         for index, (cell, lines) in enumerate(found):
             curves = curves_of(cell, lines)
-            name = label(f"{cell.cell.data}, N = {cell.cell.clients}, α = {cell.cell.alpha:g}", 40)
+            name = label(cell.cell.caption, 40)
             for row, (key, title) in zip(panels[2 * index :], PROTOCOLS.items(), strict=False):
                 for axes, way in zip(row, (SENT, RECEIVED), strict=True):
                     draw_lines(axes, lines, key, way, theme)
