@@ -164,20 +164,20 @@ class CrossCluster:
             for student in self.students
         ]
 
-    def losses(
-        self, student: nn.Module, batches: Sequence[tuple[Cluster, Tensor]], t: int, iterations: int
-    ) -> Iterator[Tensor]:
-        """Yield L_KD^(t) (Eq. 5) of each batch: some rows of a cluster's images."""
+    def passes(
+        self, student: nn.Module, batches: Sequence[tuple[Cluster, Tensor]], t: int
+    ) -> Iterator[tuple[Tensor, Cluster, Tensor]]:
+        """Yield a student's answers to each batch, its cluster and the images: some rows of the cluster's."""
         images = [cluster.trajectory[t - 1].to(self.weights.device)[rows] for cluster, rows in batches]
         if self.together:
             parts = iter(student(torch.cat(images)).split([len(part) for part in images]))
         else:
             parts = (student(part) for part in images)
         for (cluster, _), part, logits in zip(batches, images, parts, strict=True):
-            yield self.loss(logits, cluster, part, t, iterations)
+            yield logits, cluster, part
 
     def loss(self, logits: Tensor, cluster: Cluster, images: Tensor, t: int, iterations: int) -> Tensor:
-        """Return L_KD^(t) of a student's answers to a cluster's images."""
+        """Return L_KD^(t) (Eq. 5) of a student's answers to a cluster's images."""
         share = 1.0 - t / iterations
         plain = kl(answer(cluster.models, images), logits, self.temperature)
         adapted = kl(answer(cluster.adapted, images), logits, self.temperature)
@@ -189,8 +189,10 @@ class CrossCluster:
             parameters = list(student.parameters())
             training = [(one, one.train) for one in self.clusters]
             gradients = [
-                torch.autograd.grad(loss, parameters, retain_graph=self.together)
-                for loss in self.losses(student, training, t, iterations)
+                torch.autograd.grad(
+                    self.loss(*answered, t, iterations), parameters, retain_graph=self.together
+                )
+                for answered in self.passes(student, training, t)
             ]
             for index, parameter in enumerate(parameters):
                 parameter.grad = torch.zeros_like(parameter)
@@ -198,11 +200,10 @@ class CrossCluster:
                     parameter.grad += weight * gradient[index]
             optimiser.step()
             validation = [(one, one.validation) for one in self.clusters]
-            if self.together:
-                own = list(self.losses(student, validation, t, iterations))[k]
-            else:
-                (own,) = self.losses(student, [validation[k]], t, iterations)
-            after = torch.autograd.grad(own, parameters)
+            # In a mixture all images pass, and the target's own are judged.
+            judged = validation if self.together else [validation[k]]
+            own = list(self.passes(student, judged, t))[k if self.together else 0]
+            after = torch.autograd.grad(self.loss(*own, t, iterations), parameters)
             slopes = [
                 -self.lr * sum((a * b).sum().item() for a, b in zip(after, gradient, strict=True))
                 for gradient in gradients

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +14,17 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from small_runs import flip_byte, read_json, reference, tiny
+from torch import Tensor, nn
 
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors, save_model, write_tensors
 from fedbicross_flwr.data.partition import Partition
+from fedbicross_flwr.data.source import normalise
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import score
 from fedbicross_flwr.federated_data import open_data
+from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
 from fedbicross_flwr.training import predict_logits
 
@@ -121,20 +128,68 @@ def test_other_images_are_refused(tmp_path: Path, images: np.ndarray) -> None:
         load_model(saved(tmp_path), device="cpu").predict(images)
 
 
+def told(row: str, client: int) -> dict[str, dict[str, float]]:
+    """Return a client's scores in a row of the results, by protocol and metric."""
+    (found,) = [one for one in read_json(reference() / "metrics.json")["rows"] if one["name"] == row]
+    (scores,) = [one for one in found["clients"] if one["client"] == client]
+    return {
+        protocol: {metric: value for metric, value in scores[protocol].items() if value is not None}
+        for protocol in ("global", "local")
+    }
+
+
+def scored(client: int, answer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Any:
+    """Score a model as its user would: on all test images, and on the client's own."""
+    source, mine = open_data(tiny()), Partition.load(reference() / "partition.json").test[client]
+    return {
+        protocol: score(source.labels("test")[rows], answer(source.images("test", rows)).astype(np.float64))
+        for protocol, rows in (("global", np.arange(24)), ("local", mine))
+    }
+
+
+def same(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> bool:
+    """Return whether all that is told is what was found."""
+    return all(
+        found[protocol][metric] == pytest.approx(value, abs=1e-6)
+        for protocol, values in expected.items()
+        for metric, value in values.items()
+    )
+
+
 @pytest.mark.parametrize("client", [0, 2])
-def test_a_personal_model_scores_at_the_user_s_as_it_did_at_the_client(client: int) -> None:
-    folder, source = reference(), open_data(tiny())
-    site = folder / "sites" / f"client-{client:02d}"
-    model = load_model(site / "personal.safetensors", device="cpu")
-    assert model.class_names == source.info.class_names
-    row = next(row for row in read_json(folder / "metrics.json")["rows"] if row["name"] == "FedBiCross")
-    told = next(entry for entry in row["clients"] if entry["client"] == client)
-    mine = Partition.load(folder / "partition.json").test[client]
-    for protocol, rows in (("global", np.arange(24)), ("local", mine)):
-        answers = model.predict(source.images("test", rows), calibrated=False).astype(np.float64)
-        found = score(source.labels("test")[rows], answers)
-        expected = {name: value for name, value in told[protocol].items() if value is not None}
-        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(
+    ("row", "file"),
+    [
+        ("local-only", "sites/client-{client:02d}/local.safetensors"),
+        ("FedBiCross without personal distillation", "models/cluster-{cluster}.safetensors"),
+        ("FedBiCross", "sites/client-{client:02d}/personal.safetensors"),
+    ],
+)
+def test_a_model_scores_at_the_user_s_as_it_did_in_the_run(client: int, row: str, file: str) -> None:
+    folder = reference()
+    clusters = read_json(folder / "clustering.json")["assignment"]
+    model = load_model(folder / file.format(client=client, cluster=clusters[client]), device="cpu")
+    assert model.class_names == open_data(tiny()).info.class_names
+    assert same(scored(client, lambda images: model.predict(images, calibrated=False)), told(row, client))
+
+
+def test_the_rows_of_all_uploads_are_their_average_and_the_mean_of_their_logits() -> None:
+    uploads = [load_model(path, device="cpu") for path in sorted((reference() / "uploads").glob("client-*"))]
+    counts = [float(len(rows)) for rows in Partition.load(reference() / "partition.json").train]
+    average = copy.deepcopy(uploads[0].model)
+    average.load_state_dict(average_states([one.model.state_dict() for one in uploads], counts))
+
+    def logits(model: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+        return predict_logits(model.eval(), normalise(images), uploads[0].compute)
+
+    def of_average(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return logits(average, images).softmax(1).numpy()
+
+    def of_ensemble(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return torch.stack([logits(one.model, images) for one in uploads]).mean(0).softmax(1).numpy()
+
+    assert same(scored(1, of_average), told("FedAvg-1", 1))
+    assert same(scored(1, of_ensemble), told("ensemble of all uploads", 1))
 
 
 def test_the_scores_kept_at_the_site_are_those_of_the_results() -> None:

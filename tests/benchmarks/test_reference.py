@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.cell import plain_cell
+from benchmarks.cell import whole_cell
 from benchmarks.sizes import Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import time_stage
@@ -174,13 +174,8 @@ def test_the_reference_projects_as_the_software_does(vector: list[float]) -> Non
     torch.testing.assert_close(reference.onto_simplex(point), project_onto_simplex(point), atol=1e-5, rtol=0)
 
 
-def test_every_stage_can_be_timed() -> None:
+def test_every_stage_and_the_cell_can_be_timed() -> None:
     with cpu_threads(1):
-        for make in STAGES.values():
+        for make in (*STAGES.values(), whole_cell):
             timing = time_stage(make, BENCH, 1)
             assert timing.ours > 0 and timing.plain > 0 and timing.flops > 0, timing.name
-
-
-def test_the_reference_does_a_whole_cell() -> None:
-    with cpu_threads(1):
-        plain_cell(BENCH, [BENCH.data(16, client) for client in range(4)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -86,9 +87,11 @@ def test_a_full_accelerator_is_one_line() -> None:
         raise RuntimeError("another")
 
 
-def test_server_threads_default_to_all_cores() -> None:
+def test_server_threads_default_to_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server_threads(RuntimeConfig(server_threads=3)) == 3
-    assert server_threads(RuntimeConfig(server_threads=0)) >= 1
+    assert server_threads(RuntimeConfig(server_threads=0)) == joblib.cpu_count()
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 7)
+    assert server_threads(RuntimeConfig(server_threads=0)) == 7
 
 
 @pytest.mark.parametrize("name", ["cpuu", "meta", "mps" if torch.cuda.is_available() else "cuda:0"])

@@ -12,7 +12,7 @@ from scipy import stats
 
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.lines import PERSONAL, Line, SeedScores
-from fedbicross_flwr.compare.paired import MIN_PAIRS, paired_test, paired_tests
+from fedbicross_flwr.compare.paired import MEASURES, MIN_PAIRS, paired_test, paired_tests
 from fedbicross_flwr.compare.tables import comparison_table
 from fedbicross_flwr.report.record import Score
 
@@ -27,10 +27,12 @@ def line(name: str, seeds: dict[int, dict[int, float]], group: str = "one-shot")
     return Line(name, PERSONAL, name, group, rows)
 
 
-def test_the_paired_test_is_scipys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_paired_test_is_scipys(tmp_path: Path, measure: str) -> None:
     out = build_comparison(tmp_path, variants=("fedavg", "coboosting", "fedbicross"))
     table = comparison_table(collect(out).cells[0])
-    test = next(t for t in table.tests if t.measure == "global" and "strongest" in t.reason)
+    test = next(t for t in table.tests if t.measure == measure and "strongest" in t.reason)
+    protocols = ("global", "local") if measure == "both" else (measure,)
     assert test.other == "Co-Boosting, fine-tuned"
     folder = out / "phantom-N5-alpha0.3"
     values = []
@@ -39,7 +41,10 @@ def test_the_paired_test_is_scipys(tmp_path: Path) -> None:
         for seed in range(3):
             rows = json.loads((folder / variant / f"seed-{seed}" / "metrics.json").read_text())["rows"]
             (entry,) = [row for row in rows if row["name"] == name]
-            found += [client["global"]["accuracy"] for client in entry["clients"]]
+            found += [
+                statistics.fmean(client[protocol]["accuracy"] for protocol in protocols)
+                for client in entry["clients"]
+            ]
         values.append(found)
     differences = [round(a - b, 9) for a, b in zip(*values, strict=True)]
     assert test.p == pytest.approx(stats.wilcoxon(differences).pvalue)

@@ -82,6 +82,27 @@ def test_mean_and_deviation_by_hand(out: Path) -> None:
     assert worst is not None and worst.mean == pytest.approx(0.3) and worst.deviation == pytest.approx(0)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("global_accuracy", "global_balanced_accuracy", "global_auc", "global_ece"),
+        *("local_accuracy", "local_balanced_accuracy"),
+    ],
+)
+def test_every_column_is_of_its_own_metric_and_protocol(shared: Path, key: str) -> None:
+    protocol, _, metric = key.partition("_")
+    means = []
+    for seed in range(3):
+        rows = json.loads((shared / CELL / "fedbicross" / f"seed-{seed}" / "metrics.json").read_text())[
+            "rows"
+        ]
+        (found,) = [row for row in rows if row["name"] == "FedBiCross"]
+        means.append(statistics.fmean(client[protocol][metric] for client in found["clients"]))
+    shown = row_of(table_of(shared), "fedbicross").values[key]
+    assert shown is not None and shown.mean == pytest.approx(statistics.fmean(means))
+    assert shown.deviation == pytest.approx(statistics.stdev(means))
+
+
 def test_bytes_and_the_servers_own_seconds(out: Path) -> None:
     table = table_of(out)
     row = row_of(table, "fedbicross")
