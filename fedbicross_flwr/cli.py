@@ -52,7 +52,8 @@ def simulate(
     ] = "",
     data_root: Annotated[str, typer.Option(help="Where MedMNIST files are looked for and kept.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; one that was interrupted goes on. [runs/<time>]")
+        Path | None,
+        typer.Option(help="Folder of the run, else runs/<time>; one that was interrupted goes on."),
     ] = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Without Flower; clients side by side on a CPU's cores.")

@@ -25,6 +25,7 @@ READER: Final[Mapping[str, str]] = {
 """Sections and settings that one method alone reads. `fedavg` is none of them: every run has that row."""
 
 READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers")})
+"""Methods with a section, or one setting, of another's that they read."""
 
 KNOWN: Final = frozenset({*READER.values(), "fedavg", CENTRAL})
 
@@ -35,5 +36,6 @@ def reads(method: str, key: str) -> bool:
     Of a method that is registered elsewhere it is not known what it reads: all.
     """
     own = FLOWER if method.startswith(f"{FLOWER}:") else method
-    reader = READER.get(key) or READER.get(key.partition(".")[0]) or own
-    return reader == own or own not in KNOWN or (own, key) in READ_BESIDES
+    section = key.partition(".")[0]
+    reader = READER.get(key) or READER.get(section) or own
+    return reader == own or own not in KNOWN or not READ_BESIDES.isdisjoint({(own, key), (own, section)})

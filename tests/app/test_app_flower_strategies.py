@@ -27,10 +27,10 @@ from fedbicross_flwr.flower_names import FLOWER_NAMES, NOTES
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.fedavg import average_states
-from fedbicross_flwr.models import ModelSpec, StateDict, load_state, state_of
+from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.report import load_run, results_table
-from fedbicross_flwr.rounds import epochs_of, initial_state, train_round
+from fedbicross_flwr.rounds import epochs_of, initial_state, train_round, training_loss
 from fedbicross_flwr.rows import rows_of
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import ClientTask, LabelledImages, Recipe, batches, fit
@@ -244,6 +244,19 @@ def a_client(**settings: Any) -> tuple[LabelledImages, ClientTask, StateDict]:
     data = LabelledImages(torch.rand(20, 3, 28, 28, generator=generator), torch.arange(20) % 3)
     task = ClientTask(0, spec, config, Compute(torch.device("cpu")), Silent())
     return data, task, initial_state(spec, config)
+
+
+def test_the_loss_that_is_told_is_the_received_model_s_cross_entropy_on_training_images_alone() -> None:
+    spec = ModelSpec("resnet18", 3, 1, 2, "small")
+    config = tiny(client__validation_fraction=0.25)
+    task = ClientTask(0, spec, config, Compute.of(config.runtime), Silent())
+    generator = torch.Generator().manual_seed(5)
+    data = LabelledImages(torch.randn((12, 1, 28, 28), generator=generator), torch.arange(12) % 3)
+    state = state_of(build_model(spec, 7))
+    with torch.no_grad():
+        scores = load_state(spec, state).eval()(data.images[3:])
+    expected = -scores.softmax(1)[range(9), data.labels[3:]].log().mean()
+    assert training_loss(data, state, task) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_proximal_term_pulls_with_mu_times_the_distance() -> None:

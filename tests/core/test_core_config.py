@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedbicross_flwr import config_readers
 from fedbicross_flwr.config import ClientConfig, RunConfig
 from fedbicross_flwr.config_readers import READER
 from fedbicross_flwr.errors import FedBiCrossError, near_names
@@ -284,3 +285,15 @@ def test_a_method_is_not_held_to_what_it_does_not_read() -> None:
         RunConfig.from_flat({"method": method, "partition.clients": 1, "inversion.batch_size": 4})
     with pytest.raises(FedBiCrossError, match=r"clustering\.clusters = 2 is more than"):
         RunConfig.from_flat({"partition.clients": 1})
+
+
+def test_a_method_may_read_another_s_section_or_a_single_setting_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config_readers, "KNOWN", config_readers.KNOWN | {"mine"})
+    besides = {("mine", "clustering"), ("mine", "inversion.teachers")}
+    monkeypatch.setattr(config_readers, "READ_BESIDES", besides)
+    read = [key for key in RunConfig().flat() if config_readers.reads("mine", key)]
+    sections = {key.partition(".")[0] for key in read}
+    assert {"clustering.clusters", "clustering.by", "inversion.teachers", "client.lr"} <= {*read}
+    assert "inversion.lr" not in read and not {"teacher", "cross_cluster", "fedisca"} & sections
