@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cell import plain_stages
+from benchmarks.cell import in_turn, plain_stages, serve_in_turn
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
+from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
@@ -94,9 +94,10 @@ def measure(side: str, sizes: Sizes) -> int:
     if side == "reference":
         plain_stages(bench, models)
     else:
-        uploads = [ClientUpload(client, 1, state_of(model)) for client, model in enumerate(models)]
+        states = [in_turn(state_of(model), client, sizes) for client, model in enumerate(models)]
+        uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
         config = sizes.config(**OURS[side])
-        METHODS["fedbicross"].serve(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))
+        serve_in_turn(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))
     return occupied(bench.compute) - before
 
 

@@ -1,14 +1,15 @@
 """What each stage of the server costs as clients and clusters grow, measured at small width and fitted.
 
-``python -m benchmarks.scaling`` runs stages 1 and 2 for several N and K, and fits seconds by the terms that
-the algorithm has: a model is inverted once, it answers once for every cluster's images, and each of K targets
-replays each of K sources.
+``python -m benchmarks.scaling`` runs stages 1 and 2 for several N and K on one thread, three times in turn,
+and fits the medians by the terms that the algorithm has: a model is inverted once, it answers once for every
+cluster's images, and each of K targets replays each of K sources.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from scipy.optimize import nnls
 from benchmarks.machine import about
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask, StageResult
@@ -68,6 +69,11 @@ def measure(sizes: Sizes, compute: Compute) -> dict[str, float]:
     return work.seconds
 
 
+def medians(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median seconds of each kind of stage."""
+    return {kind: statistics.median(one[kind] for one in passes) for kind in passes[0]}
+
+
 def fit(points: Sequence[tuple[int, int]], seconds: Sequence[float], stage: str) -> dict[str, Any]:
     """Return the coefficients of a stage's terms, and how far they are off at the worst point.
 
@@ -83,16 +89,20 @@ def fit(points: Sequence[tuple[int, int]], seconds: Sequence[float], stage: str)
 
 def main(
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.", metavar="FILE")] = None,
+    repeats: Annotated[int, typer.Option(help="How often each point is measured.", min=1)] = 3,
 ) -> None:
     """Measure and fit the cost of the server's stages in clients N and clusters K."""
     compute, console = Compute.of(RuntimeConfig()), Console(width=110)
     base = Sizes(width=4, images=32, iterations=4)
-    measured = []
-    # The libraries load on first use; what that takes is no stage's.
-    measure(dataclasses.replace(base, clients=POINTS[0][0], clusters=POINTS[0][1]), compute)
-    for clients, clusters in POINTS:
-        seconds = measure(dataclasses.replace(base, clients=clients, clusters=clusters), compute)
-        measured.append(seconds)
+    sizes = [dataclasses.replace(base, clients=n, clusters=k) for n, k in POINTS]
+    with cpu_threads(1):
+        machine = about(compute, base)
+        # The libraries load on first use; what that takes is no stage's.
+        measure(sizes[0], compute)
+        # In turn, so that a slow minute of the machine meets each point once at most.
+        passes = [[measure(one, compute) for one in sizes] for _ in range(repeats)]
+    measured = [medians(of_point) for of_point in zip(*passes, strict=True)]
+    for (clients, clusters), seconds in zip(POINTS, measured, strict=True):
         shown = ", ".join(f"{kind} {value:.2f} s" for kind, value in seconds.items())
         console.print(f"N = {clients:3}, K = {clusters:2}: {shown}", highlight=False, soft_wrap=True)
     fits = {stage: fit(POINTS, [one[stage] for one in measured], stage) for stage in TERMS}
@@ -102,7 +112,7 @@ def main(
         console.print(line, highlight=False, soft_wrap=True)
     if out:
         rows = [{"clients": n, "clusters": k, **one} for (n, k), one in zip(POINTS, measured, strict=True)]
-        content = {**about(compute, base), "points": rows, "fits": fits}
+        content = {**machine, "repeats": repeats, "points": rows, "fits": fits}
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
 
 
