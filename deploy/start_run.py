@@ -17,7 +17,7 @@ from flower_cli import Arguments, as_command, flwr
 from fedbicross_flwr.centre.server import DATA
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import expanded, write_bytes
+from fedbicross_flwr.files import expanded, reading, write_bytes
 from fedbicross_flwr.launch.app_folder import check_app, find_app, run_config_toml, stage_app
 from fedbicross_flwr.runs.folder import IDENTITY, compare_identity, identity_of
 from fedbicross_flwr.settings import Scalar, read_toml
@@ -52,10 +52,11 @@ def main() -> int:
             f"{chosen.config} names no sites, so it is a simulation: name the sites in deployment.sites, as "
             "configs/site.toml does, or use fedbicross simulate"
         )
-    if (out / IDENTITY).exists():
-        compare_identity(out, identity_of(config, DATA))
+    with reading(out):
+        former = opened_last(out)
+        if former is not None:
+            compare_identity(out, identity_of(config, DATA))
     refuse_a_second_run(chosen.connection)
-    former = opened_last(out)
     run_id = start(app, chosen.connection, settings)
     print(f"run {run_id} started; its folder is {out}", flush=True)
     if chosen.wait:
