@@ -134,8 +134,8 @@ class Deployment:
             try:
                 shipment = self.server.shipment(node.client)
             except FedBiCrossError as error:
-                node.settled = True
                 self.leave_out(node.client, str(error))
+                self.turn_away(node, str(error))
                 return
             content = RecordDict({"config": ConfigRecord({}), "arrays": ArrayRecord(dict(shipment.model))})
             if shipment.replay is not None:

@@ -161,13 +161,13 @@ class SiteUploads(Server):
 
     def too_few(self, found: int) -> FedBiCrossError:
         """Return that the method cannot begin."""
-        wanted = f"deployment.min_sites = {self.config.deployment.min_sites}"
-        if self.needed > self.config.deployment.min_sites:
-            wanted = f"clustering.clusters = {self.needed}"
+        least = self.config.deployment.min_sites
+        by_clusters = self.needed > least
+        wanted = f"clustering.clusters = {self.needed}" if by_clusters else f"deployment.min_sites = {least}"
         said = f"{found} upload(s) when the window closed, but {wanted} needs {self.needed}"
         absent = [entry for entry in self.roster.sites if entry.client not in self.uploads]
         if not absent:
-            lower = "" if "clusters" in wanted else "lower deployment.min_sites, or "
+            lower = "" if by_clusters else "lower deployment.min_sites, or "
             return FedBiCrossError(
                 f"{said}: every site has uploaded, and outlying uploads are held back; {lower}start a run "
                 "with another out and deployment.hold_back = false"

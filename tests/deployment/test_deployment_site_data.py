@@ -64,6 +64,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "class_names is round, edgy, mixed, but",
     ),
     "order": ({"class_names": np.array(CLASSES[::-1])}, "names and order must be the same"),
+    "comma": (
+        {"class_names": np.array(["round, small", *CLASSES[1:]])},
+        "class_names has 'round, small', but in deployment.class_names a comma ends a name",
+    ),
     "label": ({"train_labels": np.array([0, 1, 3] * 8)}, "label 3 found, but the federation's 3 classes"),
     "channels": (
         {

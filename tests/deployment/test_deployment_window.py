@@ -117,6 +117,7 @@ def test_a_late_site_is_told_that_an_upload_is_lost_which_its_cluster_depends_on
     deploy(deployed(folder, deployment__upload_window=0.3, deployment__personal_window=4.0), [west])
     entry = roster(folder)["west"]
     assert entry["state"] == "refused" and "the upload of client 0 is lost" in entry["reason"]
+    assert west.told == [entry["reason"]]
 
 
 def run_without_west(tmp_path: Path) -> Path:

@@ -219,6 +219,15 @@ def test_clusters_are_studied_over_k(comparison: Comparison) -> None:
     assert data(axes.lines[0].get_ydata()).tolist() == pytest.approx([0.38, 0.44])
 
 
+def test_of_a_plain_run_and_one_of_the_study_that_of_more_seeds_is_shown(tmp_path: Path) -> None:
+    build_comparison(tmp_path, variants=("fedbicross",), seeds=(0, 1))
+    folder = tmp_path / "phantom-N5-alpha0.3"
+    shutil.copytree(folder / "fedbicross", folder / "fedbicross-K3")
+    assert by_clusters(collect(tmp_path).cells[0])[3].variant == "fedbicross"
+    shutil.rmtree(folder / "fedbicross" / "seed-1")
+    assert by_clusters(collect(tmp_path).cells[0])[3].variant == "fedbicross-K3"
+
+
 def stars(axes: Any) -> list[tuple[float, float]]:
     """Where the automatic K is drawn."""
     return [
