@@ -20,13 +20,14 @@ help: ## list the commands
 
 setup: $(READY) ## make .venv and install the pinned dependencies
 
-# The stamp is written last, so an interrupted installation is taken up again by the next call.
+# The stamp is written last, so an interrupted installation is taken up again by the next call. Modules are compiled
+# now: an account that may not write here, as a service's, would compile PyTorch anew in every process it starts.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, found `$(PYTHON) -V 2>&1`; call make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

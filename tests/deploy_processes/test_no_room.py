@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from deployed import SITES, Deployed, deployed, simulated
 
+from fedbicross_flwr.errors import FedBiCrossError
+
 pytestmark = pytest.mark.deploy
 
 
@@ -54,13 +56,14 @@ def test_a_full_disk_at_the_centre_fails_the_run_in_one_line(centre: Deployed) -
 
 
 def test_a_read_only_disk_at_the_centre_fails_the_run_in_one_line(centre: Deployed) -> None:
+    # Nothing can be written at all, so the run is over before start-run has seen it begin.
     remount(centre.run, "ro")
     try:
-        status, details = centre.made.wait_for_run(centre.start([*SITES, "full", "sealed"]), 600.0)
+        with pytest.raises(FedBiCrossError, match="start-run ended with status 1") as said:
+            centre.start([*SITES, "full", "sealed"])
     finally:
         remount(centre.run, "rw")
-    assert status == "finished:failed"
-    assert "Read-only file system" in details and str(centre.run) in details
+    assert "Read-only file system" in str(said.value) and str(centre.run) in str(said.value)
 
 
 def test_with_room_the_run_goes_on_without_the_sites_that_cannot_write(centre: Deployed) -> None:

@@ -133,6 +133,13 @@ def test_import_is_cheap_and_lazy() -> None:
         fedbicross_flwr.__getattr__("RunConfi")
 
 
+def test_installed_modules_are_compiled() -> None:
+    """``make setup`` sees to it, as PyTorch's modules take longer to compile than to run."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None and found.origin is not None
+    assert Path(importlib.util.cache_from_source(found.origin)).exists()
+
+
 def test_the_version_is_told_alike_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == fedbicross_flwr.__version__
