@@ -317,8 +317,8 @@ def test_alpha_is_held_to_the_name_of_its_folder_by_the_digits_that_it_has(out: 
     for config in (out / CELL).glob("*/seed-*/config.toml"):
         config.write_text(config.read_text().replace("alpha = 0.3\n", "alpha = 0.30000000000000004\n"))
     assert not collect(out).problems
-    config.write_text(config.read_text().replace("alpha = 0.30000000000000004\n", "alpha = 0.31\n"))
-    assert "partition.alpha = 0.31, its folder's name says 0.3" in " ".join(collect(out).problems)
+    config.write_text(config.read_text().replace("alpha = 0.30000000000000004\n", "alpha = 0.3000001\n"))
+    assert "partition.alpha = 0.3000001, its folder's name says 0.3" in " ".join(collect(out).problems)
 
 
 def test_failed_unfinished_and_unreadable_runs_are_shown(out: Path) -> None:
