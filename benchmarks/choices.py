@@ -7,6 +7,7 @@ an accelerator.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -24,10 +25,11 @@ from torch.fx.experimental.optimization import fuse
 
 from benchmarks.machine import about
 from benchmarks.sizes import Sizes
-from benchmarks.stages import Bench
+from benchmarks.stages import AT_ONCE, Bench
 from benchmarks.timing import synchronise
 from fedbicross_flwr import cross_cluster
 from fedbicross_flwr.batch_norm import StatisticsModel, plain_statistics_loss
+from fedbicross_flwr.batch_norm_parts import PartwiseModel
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.cross_cluster import Source, Target, split_indices
@@ -61,20 +63,38 @@ def inversion_steps(bench: Bench) -> dict[str, Step]:
 
     frozen = copy.deepcopy(plain).requires_grad_(False)
     placed = fast.place(copy.deepcopy(frozen))
-    ours = StatisticsModel(placed)
 
-    def fused() -> None:
-        seen = fast.images(noise).detach().requires_grad_(True)
-        with fast.autocast():
-            logits, loss = ours(seen)
-        (logits.float().mean() + loss).backward()
+    def fused(network: nn.Module) -> Step:
+        model = StatisticsModel(network)
+
+        def step() -> None:
+            seen = fast.images(noise).detach().requires_grad_(True)
+            with fast.autocast():
+                logits, loss = model(seen)
+            (logits.float().mean() + loss).backward()
+
+        return step
+
+    def in_parts(size: int) -> Step:
+        model = PartwiseModel(frozen)
+
+        def step() -> None:
+            parts = fast.images(noise).split(size)
+            logits, _ = model.read(parts, 1.0, fast)
+            for part, answered in zip(parts, logits.split(size), strict=True):
+                leaf = part.detach().requires_grad_(True)
+                model.descend(leaf, torch.full_like(answered, 1.0 / logits.numel()), fast)
+
+        return step
 
     return {
         "inversion: statistics by hooks, weights trainable, float32": through(plain, noise, True, slow),
         "... teachers frozen": through(frozen, noise, True, slow),
         "... channels_last": through(placed, fast.images(noise), True, slow),
         f"... {fast.precision}": through(placed, fast.images(noise), True, fast),
-        "... statistics with BatchNorm's kernel and a fused gradient (ours)": fused,
+        "... statistics with BatchNorm's kernel and a fused gradient": fused(placed),
+        "... weights in their own layout, images in channels_last (ours)": fused(frozen),
+        **{f"... {size} images at once, twice": in_parts(size) for size in (bench.sizes.images, AT_ONCE)},
         "no statistics at all": through(placed, fast.images(noise), False, fast),
     }
 
@@ -145,14 +165,15 @@ def mixture_steps(bench: Bench) -> dict[str, Step]:
     labels = balanced_labels(MIXED, torch.ones(sizes.spec.num_classes))
     rows = split_indices(labels, 0.8)
 
-    def step_of(clusters: int, few: int) -> Step:
+    def step_of(clusters: int, few: int, activations: str = "kept") -> Step:
         answers = torch.zeros(MIXED, sizes.spec.num_classes, device=compute.device)
         sources = [
             Source({1: bench.noise(MIXED, k)}, {1: answers}, {1: answers}, *rows) for k in range(clusters)
         ]
         model = compute.place(build_model(sizes.spec, 0))
         weights = torch.full((clusters,), 1 / clusters, device=compute.device)
-        target, generator = Target(0, model, weights, config, compute), torch.Generator()
+        chosen = dataclasses.replace(config, activations=activations)
+        target, generator = Target(0, model, weights, chosen, compute), torch.Generator()
 
         def step() -> None:
             with mock.patch.object(cross_cluster, "FEW_SOURCES", few):
@@ -160,11 +181,15 @@ def mixture_steps(bench: Bench) -> dict[str, Step]:
 
         return step
 
-    ways = {"a backward pass for each": 99, "one forward-mode pass": 0}
+    ways: dict[str, tuple[int, str]] = {
+        "a backward pass for each": (99, "kept"),
+        "one forward-mode pass": (0, "kept"),
+        "one forward-mode pass, recomputed": (0, "recomputed"),
+    }
     return {
-        f"step of stage 2, mixture of {clusters} x {len(rows[0])} images, {way}": step_of(clusters, few)
+        f"step of stage 2, mixture of {clusters} x {len(rows[0])} images, {way}": step_of(clusters, *how)
         for clusters in (2, 3, 4, 8)
-        for way, few in ways.items()
+        for way, how in ways.items()
     }
 
 

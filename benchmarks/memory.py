@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.cell import in_turn, plain_stages, serve_in_turn
 from benchmarks.sizes import Sizes
-from benchmarks.stages import Bench
+from benchmarks.stages import AT_ONCE, Bench
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.methods import ClientUpload, ServerTask
@@ -29,7 +29,12 @@ from fedbicross_flwr.settings import Scalar
 
 OURS: Mapping[str, Mapping[str, Scalar]] = {
     "ours": {},
-    "ours, least": {"inversion__teachers": "in_turn", "runtime__server_threads": 1},
+    "ours, least": {
+        "inversion__teachers": "in_turn",
+        "inversion__images_at_once": AT_ONCE,
+        "cross_cluster__activations": "recomputed",
+        "runtime__server_threads": 1,
+    },
 }
 """Our sides with their settings: as a run does by itself, and with as little memory as it can."""
 SIDES = (*OURS, "reference")
@@ -84,7 +89,10 @@ def occupied(compute: Compute) -> int:
 def measure(side: str, sizes: Sizes) -> int:
     """Run stages 1 and 2 here; return the bytes that they added."""
     bench = Bench.here(sizes, Compute.of(RuntimeConfig()))
+    # Both sides are given the models, each as it takes them, and neither is charged for that.
     models = bench.models(sizes.clients)
+    states = [in_turn(state_of(model), client, sizes) for client, model in enumerate(models)]
+    uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
     # The libraries load on first use; what they take is no stage's.
     warm = bench.ensemble(models[:1])
     bench.compute.logits(
@@ -94,8 +102,6 @@ def measure(side: str, sizes: Sizes) -> int:
     if side == "reference":
         plain_stages(bench, models)
     else:
-        states = [in_turn(state_of(model), client, sizes) for client, model in enumerate(models)]
-        uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
         config = sizes.config(**OURS[side])
         serve_in_turn(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))
     return occupied(bench.compute) - before

@@ -22,6 +22,7 @@ from fedbicross_flwr.cross_replay import optimise
 from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import balanced_labels, invert
+from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.models import build_model, state_of
 from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
@@ -31,6 +32,9 @@ from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages, batches, train_client
 
 Piece = Callable[[], None]
+
+AT_ONCE = 32
+"""Images that pass through a teacher at once where memory is to be least."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ class Bench:
         )
 
     def ensemble(self, models: Sequence[nn.Module]) -> Ensemble:
-        """Return our frozen ensemble of copies of the models."""
-        return Ensemble([self.compute.place(copy.deepcopy(model)) for model in models], "logits")
+        """Return our frozen ensemble of copies of the models, as the server loads them."""
+        task = ServerTask(self.sizes.spec, self.sizes.config(), self.compute, Silent())
+        return Ensemble([task.load(state_of(model)) for model in models], "logits")
 
     def task(self, index: int, **changes: int) -> ClientTask:
         """Return a client's task."""
@@ -139,7 +144,7 @@ class Bench:
 
         return Stage("client training, a batch", ours, plain, sizes.steps, sizes.batch)
 
-    def inversion(self, statistics: bool = True, teachers: str = "together") -> Stage:
+    def inversion(self, statistics: bool = True, at_once: int = 0) -> Stage:
         """Return an inversion step, beside the reference or beside the networks without statistics."""
         sizes = self.sizes
         labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
@@ -148,7 +153,8 @@ class Bench:
             ensemble = self.ensemble(self.models(sizes.members, index))
             changes: dict[str, Scalar] = {
                 "inversion__iterations": sizes.steps,
-                "inversion__teachers": teachers,
+                "inversion__teachers": "in_turn" if at_once else "together",
+                "inversion__images_at_once": at_once,
             }
             config = sizes.config(**changes).inversion
             keep, generator = range(sizes.steps + 1), torch.Generator().manual_seed(index)
@@ -178,7 +184,7 @@ class Bench:
 
             return work
 
-        turns = ", in turn" if teachers == "in_turn" else ""
+        turns = f", in turn, {at_once} images at once" if at_once else ""
         name = f"inversion, a step of {sizes.members} teachers{turns}"
         if statistics:
             return Stage(name, ours, plain, sizes.steps, sizes.images * sizes.members)
@@ -291,7 +297,7 @@ class Bench:
 STAGES: Mapping[str, Callable[[Bench], Stage]] = {
     "training": Bench.client_training,
     "inversion": Bench.inversion,
-    "turns": lambda bench: bench.inversion(teachers="in_turn"),
+    "turns": lambda bench: bench.inversion(at_once=AT_ONCE),
     "bare": lambda bench: bench.inversion(statistics=False),
     "adaptation": Bench.noise_adaptation,
     "cross": Bench.cross_cluster,

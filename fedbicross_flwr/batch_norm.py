@@ -12,7 +12,7 @@ written anyway. `plain_statistics_loss` says the same as the equation does, for 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,13 +43,38 @@ class _NormaliseAndCompare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, mean_gap, var_gap, scale = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        # d||mean - m||/dx = unit(mean - m) / n and d||var - v||/dx = unit(var - v) * 2 (x - mean) / n.
-        slope = loss_gradient * unit(var_gap) * (2.0 / count)
-        offset = loss_gradient * unit(mean_gap) / count - slope * mean
-        gradient = scale_and_shift(x, slope, offset)
-        gradient += output_gradient * scale.view(1, -1, 1, 1).to(x.dtype)
-        return gradient, None, None, None, None, None
+        pull = statistics_pull(mean, mean_gap, var_gap, x.numel() // x.shape[1], loss_gradient)
+        return input_gradient(output_gradient, x, scale, *pull), None, None, None, None, None
+
+
+def statistics_pull(
+    mean: Tensor, mean_gap: Tensor, var_gap: Tensor, pixels: int, weight: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Return (slope, offset), (channels,) each: ``weight * dR_BN/dx`` is ``slope * x + offset``.
+
+    Parameters
+    ----------
+    mean : Tensor
+        Of the batch, by channel.
+    mean_gap, var_gap : Tensor
+        The batch's mean and variance less the layer's own.
+    pixels : int
+        Of the batch, in each channel.
+    weight : Tensor or float
+        The gradient of the loss at R_BN, a scalar.
+    """
+    # d||mean - m||/dx = unit(mean - m) / n and d||var - v||/dx = unit(var - v) * 2 (x - mean) / n.
+    slope = weight * unit(var_gap) * (2.0 / pixels)
+    return slope, weight * unit(mean_gap) / pixels - slope * mean
+
+
+def input_gradient(
+    output_gradient: Tensor, x: Tensor, scale: Tensor, slope: Tensor, offset: Tensor
+) -> Tensor:
+    """Return the gradient at a layer's input x: ``scale * output_gradient + slope * x + offset``."""
+    gradient = scale_and_shift(x, slope, offset)
+    gradient += output_gradient * scale.view(1, -1, 1, 1).to(x.dtype)
+    return gradient
 
 
 def unit(vector: Tensor) -> Tensor:
@@ -206,6 +231,35 @@ class SourceStatistics:
         for momentum, buffers, sums in zip(self.momenta, self.kept, self.sums, strict=True):
             for buffer, total in zip(buffers, sums, strict=True):
                 buffer.lerp_(total, momentum)
+
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""What a BatchNorm layer keeps of the batches that it has seen."""
+
+
+def exchange(layers: Sequence[nn.BatchNorm2d], buffers: Sequence[Mapping[str, Any]]) -> None:
+    """Give each layer these buffers."""
+    for layer, values in zip(layers, buffers, strict=True):
+        for name, value in values.items():
+            setattr(layer, name, value)
+
+
+class LeftAlone:
+    """Inside, BatchNorm layers have buffers that are thrown away: a forward pass leaves their own alone.
+
+    It may be entered again.
+    """
+
+    def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
+        self.layers = layers
+        self._own: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self._own = [{name: getattr(layer, name) for name in BUFFERS} for layer in self.layers]
+        exchange(self.layers, [{name: one.clone() for name, one in own.items()} for own in self._own])
+
+    def __exit__(self, *exception: object) -> None:
+        exchange(self.layers, self._own)
 
 
 def running(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -333,6 +333,8 @@ def check_together(config: RunConfig) -> None:
     if reads(config.method, "clustering"):
         check_clusters(config)
         check_similarity(config)
+    if reads(config.method, "inversion.teachers"):
+        check_images_at_once(config.inversion)
     if config.data.phantom_channels == 2:
         raise FedBiCrossError("data.phantom_channels = 2: a phantom has 3 channels (RGB) or 1 (grayscale)")
     device, tasks = config.runtime.device, config.runtime.server_tasks
@@ -349,6 +351,15 @@ def check_similarity(config: RunConfig) -> None:
         raise FedBiCrossError(
             "cross_cluster.weights = 'similarity' compares the clusters' centroids, and clustering.by = "
             "'pacfl' has distances alone; choose other weights or another clustering"
+        )
+
+
+def check_images_at_once(inversion: InversionConfig) -> None:
+    """Refuse a number of images that nothing would heed."""
+    if inversion.images_at_once and inversion.teachers != "in_turn":
+        raise FedBiCrossError(
+            f"inversion.images_at_once = {inversion.images_at_once} needs inversion.teachers = 'in_turn': "
+            f"{inversion.teachers!r} keeps what all images leave in all models; set that or 0"
         )
 
 

@@ -114,6 +114,11 @@ class InversionConfig:
         "then one's activations are in memory at a time, and each answers twice (docs/performance.md)",
         choices=("together", "in_turn"),
     )
+    images_at_once: int = setting(
+        0,
+        "with `in_turn`: images that pass through a model at once, whatever B is; 0: all",
+        low=0,
+    )
     trajectory_dtype: str = setting(
         "auto",
         "how the iterates are kept; `auto`: as the networks compute, so that nothing they see is lost",
@@ -179,6 +184,12 @@ class CrossClusterConfig:
         "will see it; or each `source` by itself",
         choices=("mixture", "source"),
         source="not said; paper.toml: source",
+    )
+    activations: str = setting(
+        "kept",
+        "whether what a student computes is `kept` for its backward pass, or `recomputed` there, block by "
+        "block: a fraction of the memory for one more forward pass (docs/performance.md)",
+        choices=("kept", "recomputed"),
     )
     sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(

@@ -24,7 +24,7 @@ READER: Final[Mapping[str, str]] = {
 }
 """Sections and settings that one method alone reads. `fedavg` is none of them: every run has that row."""
 
-READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers")})
+READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers"), ("fedisca", "inversion.images_at_once")})
 """Methods with a section, or one setting, of another's that they read."""
 
 KNOWN: Final = frozenset({*READER.values(), "fedavg", CENTRAL})

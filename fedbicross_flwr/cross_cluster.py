@@ -11,6 +11,7 @@ second derivatives: dG'/dw_j = -eta_G grad L_j, hence dL_val/dw_j = -eta_G <grad
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +26,8 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
+from fedbicross_flwr.models import blocks_of
+from fedbicross_flwr.recomputation import recomputed
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows, SourceGradients
 
 FEW_SOURCES = 3
@@ -114,7 +117,9 @@ class Target:
         self.model = model.train()
         self.weights = weights
         self.config = config
-        self.compute = compute
+        self.recomputed = blocks_of(model) if config.activations == "recomputed" else []
+        # What is compiled has no blocks any more.
+        self.compute = dataclasses.replace(compute, compiled=compute.compiled and not self.recomputed)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.SGD(
             self.parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -164,6 +169,8 @@ class Target:
         total, gradients = weigh(batches, weights, t, iterations)
         self.set_gradient(total)
         self.optimiser.step()
+        # Nobody needs it any more, and the next step has gradients of its own.
+        self.optimiser.zero_grad(set_to_none=True)
         return gradients
 
     def weigh_apart(
@@ -175,13 +182,12 @@ class Target:
         does not depend on their order.
         """
         running = SourceStatistics(self.layers)
-        gradients = []
-        for batch, weight in zip(batches, weights, strict=True):
+        rows = self.empty_rows(len(batches))
+        for row, batch, weight in zip(rows, batches, weights, strict=True):
             with running.record(weight):
                 (loss,) = self.losses([batch], t, iterations)
-            gradients.append(self.gradient(loss))
+            self.gradient(loss, row)
         running.commit()
-        rows = torch.stack(gradients)
         return rows.new_tensor(weights) @ rows, GradientRows(rows)
 
     def weigh_together(
@@ -193,8 +199,9 @@ class Target:
         """
         losses = self.losses(batches, t, iterations)
         if self.learned and len(batches) <= FEW_SOURCES:
-            *others, last = losses
-            rows = torch.stack([*(self.gradient(loss, keep=True) for loss in others), self.gradient(last)])
+            rows = self.empty_rows(len(losses))
+            for left, row, loss in zip(reversed(range(len(losses))), rows, losses, strict=True):
+                self.gradient(loss, row, keep=left > 0)
             return rows.new_tensor(weights) @ rows, GradientRows(rows)
         total = self.gradient(torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum())
         if not self.learned:
@@ -206,9 +213,14 @@ class Target:
         }
         return total, DirectionalDerivatives(before, lambda at: self.losses_at(at, batches, t, iterations))
 
-    def gradient(self, loss: Tensor, keep: bool = False) -> Tensor:
+    def empty_rows(self, count: int) -> Tensor:
+        """Return room for so many gradients, (count, P)."""
+        return self.parameters[0].new_empty(count, sum(parameter.numel() for parameter in self.parameters))
+
+    def gradient(self, loss: Tensor, out: Tensor | None = None, keep: bool = False) -> Tensor:
         """Return the gradient in one vector (P,); `keep` the graph for other losses of the same pass."""
-        return flat(torch.autograd.grad(loss, self.parameters, retain_graph=keep))
+        parts = torch.autograd.grad(loss, self.parameters, retain_graph=keep)
+        return flat(parts, out)
 
     def outer_step(
         self, sources: Sequence[Source], source_gradients: SourceGradients, t: int, iterations: int, lr: float
@@ -231,7 +243,8 @@ class Target:
 
     def losses(self, batches: Sequence[Batch], t: int, iterations: int) -> list[Tensor]:
         """Return L_KD^(t) (Eq. 5) on each batch, all in one pass by batch statistics."""
-        student = self.compute.logits(self.model, self.images(batches, t))
+        with recomputed(self.recomputed):
+            student = self.compute.logits(self.model, self.images(batches, t))
         return self.losses_of(student, batches, t, iterations)
 
     def losses_at(
@@ -284,6 +297,6 @@ class Target:
             parameter.grad = part.view(parameter.shape)
 
 
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """Return tensors in one vector."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def flat(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """Return tensors in one vector, which may be there already."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
@@ -135,7 +134,7 @@ def invert(
     Synthesis
         The kept iterates, the labels on the CPU, and a row of diagnostics a step.
     """
-    members = [StatisticsModel(model) for model in ensemble.members]
+    descend = DESCENTS[config.teachers](ensemble, config, compute)
     labels = labels.to(compute.device)
     noise = torch.randn((len(labels), channels, 28, 28), generator=generator)
     images = noise.to(compute.device).requires_grad_(True)
@@ -147,7 +146,7 @@ def invert(
     for t in range(1, config.iterations + 1):
         optimiser.zero_grad(set_to_none=True)
         seen = compute.images(roll(images, config.jitter, generator))
-        scores, terms = DESCENTS[config.teachers](members, ensemble, seen, labels, config, compute)
+        scores, terms = descend(seen, labels)
         optimiser.step()
         diagnostics[t - 1] = torch.cat([terms, describe(scores, labels)])
         if t in wanted:

@@ -5,12 +5,14 @@ It is ``L_DI(x; F, y) = CE(F(x), y) + a_TV R_TV(x) + a_BN R_BN(x)``; R_BN is rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbicross_flwr.batch_norm import StatisticsModel
+from fedbicross_flwr.batch_norm_parts import PartwiseModel
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
@@ -42,81 +44,96 @@ VARIATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def descend_together(
-    members: Sequence[nn.Module],
-    ensemble: Ensemble,
-    seen: Tensor,
-    labels: Tensor,
-    config: InversionConfig,
-    compute: Compute,
-) -> tuple[Tensor, Tensor]:
-    """Add the gradient of Eq. 2 to the images that `seen` was made of, in one backward pass.
+Descent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``descend(seen, labels) -> (scores, terms)``: see `TogetherDescent`."""
+
+
+class TogetherDescent:
+    """The gradient of Eq. 2 in one backward pass through all teachers of a cluster.
 
     Parameters
     ----------
-    members : sequence of nn.Module
-        The ensemble's models, each as a `StatisticsModel`.
     ensemble : Ensemble
-        Says how their logits become scores.
-    seen : Tensor
-        The jittered images (B, channels, 28, 28), with a graph to the ones that are optimised.
-    labels : Tensor
-        int64 (B,), on the device.
+        The cluster's teachers, and how their logits become scores.
     config : InversionConfig
         The weights of Eq. 2.
     compute : Compute
         The device and the arithmetic.
-
-    Returns
-    -------
-    tuple of Tensor
-        The ensemble's scores (B, C), and the unweighted terms (3,): cross-entropy, R_BN, R_TV.
     """
-    scores, batch_norm = answer(members, ensemble, seen, config.bn_models, compute)
-    cross_entropy, variation = F.cross_entropy(scores, labels), VARIATIONS[config.tv](seen)
-    (cross_entropy + config.tv_weight * variation + config.bn_weight * batch_norm).backward()
-    return scores.detach(), torch.stack([cross_entropy, batch_norm, variation]).detach()
+
+    def __init__(self, ensemble: Ensemble, config: InversionConfig, compute: Compute) -> None:
+        self.members = [StatisticsModel(model) for model in ensemble.members]
+        self.ensemble, self.config, self.compute = ensemble, config, compute
+
+    def __call__(self, seen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradient to the images that `seen` was made of.
+
+        Parameters
+        ----------
+        seen : Tensor
+            The jittered images (B, channels, 28, 28), with a graph to the ones that are optimised.
+        labels : Tensor
+            int64 (B,), on the device.
+
+        Returns
+        -------
+        tuple of Tensor
+            The ensemble's scores (B, C), and the unweighted terms (3,): cross-entropy, R_BN, R_TV.
+        """
+        config = self.config
+        scores, batch_norm = answer(self.members, self.ensemble, seen, config.bn_models, self.compute)
+        cross_entropy, variation = F.cross_entropy(scores, labels), VARIATIONS[config.tv](seen)
+        (cross_entropy + config.tv_weight * variation + config.bn_weight * batch_norm).backward()
+        return scores.detach(), torch.stack([cross_entropy, batch_norm, variation]).detach()
 
 
-def descend_in_turn(
-    members: Sequence[nn.Module],
-    ensemble: Ensemble,
-    seen: Tensor,
-    labels: Tensor,
-    config: InversionConfig,
-    compute: Compute,
-) -> tuple[Tensor, Tensor]:
-    """Do what `descend_together` does with one member's activations in memory at a time.
+class InTurnDescent:
+    """What `TogetherDescent` does, with one teacher's activations of some images in memory at a time.
 
-    What the loss wants of a member depends on what all of them answer. So all answer first and nothing is
-    kept; then each answers once more, and passes its part of the gradient on before the next.
+    What the loss wants of a teacher depends on what all of them answer, and on the statistics of all images.
+    So all images pass through all teachers first and no activation is kept; then each teacher answers once
+    more, for `images_at_once` of them, and passes its part of the gradient on before the next.
     """
-    with torch.no_grad(), compute.autocast():
-        logits = torch.stack([model(seen).float() for model in ensemble.members])
-    scores = ensemble.combine(logits.requires_grad_())
-    cross_entropy = F.cross_entropy(scores, labels)
-    (wanted,) = torch.autograd.grad(cross_entropy, logits)
-    weight = 1.0 if config.bn_models == "sum" else 1.0 / len(members)
-    batch_norm = torch.zeros_like(cross_entropy)
-    # A leaf that collects the members' parts, so that nothing is kept from one to the next.
-    collected = seen.detach().requires_grad_(True)
-    for model, slope in zip(members, wanted, strict=True):
-        member_logits, distance = member_answer(model, collected, compute)
+
+    def __init__(self, ensemble: Ensemble, config: InversionConfig, compute: Compute) -> None:
+        self.members = [PartwiseModel(model) for model in ensemble.members]
+        self.weight = 1.0 if config.bn_models == "sum" else 1.0 / len(self.members)
+        self.ensemble, self.config, self.compute = ensemble, config, compute
+
+    def __call__(self, seen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradient to the images that `seen` was made of; see `TogetherDescent`."""
+        config, size = self.config, self.config.images_at_once or len(seen)
+        parts = seen.detach().split(size)
+        read = [member.read(parts, config.bn_weight * self.weight, self.compute) for member in self.members]
+        logits = torch.stack([answered for answered, _ in read]).requires_grad_()
+        scores = self.ensemble.combine(logits)
+        cross_entropy = F.cross_entropy(scores, labels)
+        (wanted,) = torch.autograd.grad(cross_entropy, logits)
+        collected = [
+            self.part_gradient(part, slopes)
+            for part, slopes in zip(parts, wanted.split(size, dim=1), strict=True)
+        ]
+        variation = VARIATIONS[config.tv](seen)
         torch.autograd.backward(
-            [member_logits, distance], [slope, torch.full_like(distance, config.bn_weight * weight)]
+            [seen, variation], [torch.cat(collected), torch.full_like(variation, config.tv_weight)]
         )
-        batch_norm += weight * distance.detach()
-    variation = VARIATIONS[config.tv](collected)
-    (config.tv_weight * variation).backward()
-    seen.backward(collected.grad)
-    return scores.detach(), torch.stack([cross_entropy, batch_norm, variation]).detach()
+        batch_norm = self.weight * torch.stack([distance for _, distance in read]).sum()
+        return scores.detach(), torch.stack([cross_entropy, batch_norm, variation]).detach()
+
+    def part_gradient(self, part: Tensor, slopes: Tensor) -> Tensor:
+        """Return the gradient at some images through all teachers; `slopes` (m, n, C) are at the logits."""
+        # A leaf that collects the teachers' parts, so that nothing is kept from one to the next.
+        leaf = part.detach().requires_grad_(True)
+        for member, slope in zip(self.members, slopes, strict=True):
+            member.descend(leaf, slope, self.compute)
+        assert leaf.grad is not None
+        return leaf.grad
 
 
-Descent = Callable[
-    [Sequence[nn.Module], Ensemble, Tensor, Tensor, InversionConfig, Compute], tuple[Tensor, Tensor]
-]
-
-DESCENTS: Mapping[str, Descent] = {"together": descend_together, "in_turn": descend_in_turn}
+DESCENTS: Mapping[str, Callable[[Ensemble, InversionConfig, Compute], Descent]] = {
+    "together": TogetherDescent,
+    "in_turn": InTurnDescent,
+}
 """What the setting ``inversion.teachers`` names."""
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedbicross_flwr.batch_norm import batch_norms
+from fedbicross_flwr.batch_norm import BUFFERS, batch_norms, exchange
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import TeacherConfig
 from fedbicross_flwr.ensemble import Ensemble
@@ -20,8 +20,6 @@ from fedbicross_flwr.parallel import Step
 
 Iterates = Mapping[int, Tensor]
 """Some iterates x^(t) of an inversion by their t, 1 <= t <= T; each (B, channels, h, w)."""
-
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Statistics:
@@ -63,13 +61,6 @@ class Statistics:
                 for layer, value in zip(self.layers, former, strict=True):
                     layer.eval()
                     layer.momentum = value
-
-
-def exchange(layers: Sequence[nn.BatchNorm2d], buffers: Sequence[Mapping[str, Any]]) -> None:
-    """Give each layer these buffers."""
-    for layer, values in zip(layers, buffers, strict=True):
-        for name, value in values.items():
-            setattr(layer, name, value)
 
 
 def adapt_statistics(

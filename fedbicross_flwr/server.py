@@ -182,7 +182,10 @@ class Server:
         )
         with (
             cpu_threads(1),
-            within_memory("lower the method's batch sizes, or set inversion.teachers = 'in_turn'"),
+            within_memory(
+                "lower the method's batch sizes, or set inversion.teachers = 'in_turn' and "
+                "cross_cluster.activations = 'recomputed' (docs/performance.md)"
+            ),
             ray_tasks(self.config.runtime, self.compute) as elsewhere,
         ):
             task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder, elsewhere)

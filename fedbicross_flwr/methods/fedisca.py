@@ -178,7 +178,7 @@ def synthesise(epoch: int, ensemble: Ensemble, task: ServerTask) -> Synthesis:
         task.progress.advance("synthesis", epoch * settings.steps + t, settings.epochs * settings.steps)
 
     every = range(1, settings.steps + 1)
-    config = inversion_config(settings, task.config.inversion.teachers)
+    config = inversion_config(settings, task.config.inversion)
     channels, compute = task.spec.channels, task.compute
     made = invert(ensemble, labels, channels, every, config, generator, compute, after_step)
     check_finite(made, "fedisca.inversion_lr", settings.inversion_lr)
@@ -203,8 +203,11 @@ def distil(epoch: int, ensemble: Ensemble, synthesis: Synthesis, student: Studen
         task.progress.advance("distillation", done + 1, total)
 
 
-def inversion_config(settings: FedIscaConfig, teachers: str) -> InversionConfig:
-    """Return FedISCA's inversion, with the BatchNorm term summed over clients."""
+def inversion_config(settings: FedIscaConfig, shared: InversionConfig) -> InversionConfig:
+    """Return FedISCA's inversion, with the BatchNorm term summed over clients.
+
+    Of the `shared` one it takes how much is in memory at a time.
+    """
     return InversionConfig(
         iterations=settings.steps,
         batch_size=settings.batch_size,
@@ -215,7 +218,8 @@ def inversion_config(settings: FedIscaConfig, teachers: str) -> InversionConfig:
         tv_weight=settings.tv_weight,
         bn_weight=settings.bn_weight,
         bn_models="sum",
-        teachers=teachers,
+        teachers=shared.teachers,
+        images_at_once=shared.images_at_once,
         trajectory_dtype="float32",
     )
 

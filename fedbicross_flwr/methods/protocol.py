@@ -18,7 +18,7 @@ from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.models import ModelSpec, StateDict, load_state
+from fedbicross_flwr.models import ModelSpec, StateDict, with_tensors
 from fedbicross_flwr.parallel import Call, call_here
 from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.shipment import Replay, Shipment
@@ -142,8 +142,15 @@ class ServerTask:
         return digest(tensors) if self.config.cache else ""
 
     def load(self, state: StateDict) -> nn.Module:
-        """Return a network with these weights on the device, frozen and in eval mode."""
-        return self.compute.place(load_state(self.spec, state)).eval().requires_grad_(False)
+        """Return a network with these weights on the device, frozen and in eval mode.
+
+        On a CPU they are the very ones of `state`, in its layout: with as many uploads as there are clients,
+        a copy would double them. A convolution brings them into its own order at each call, whatever theirs.
+        """
+        model = with_tensors(self.spec, state)
+        if self.compute.device.type != "cpu":
+            model = self.compute.place(model)
+        return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,21 @@
 """Networks: the registry and what every network must offer."""
 
-from fedbicross_flwr.models.registry import ModelSpec, StateDict, build_model, load_state, state_of
+from fedbicross_flwr.models.registry import (
+    ModelSpec,
+    StateDict,
+    blocks_of,
+    build_model,
+    load_state,
+    state_of,
+    with_tensors,
+)
 
-__all__ = ["ModelSpec", "StateDict", "build_model", "load_state", "state_of"]
+__all__ = [
+    "ModelSpec",
+    "StateDict",
+    "blocks_of",
+    "build_model",
+    "load_state",
+    "state_of",
+    "with_tensors",
+]

@@ -1,14 +1,16 @@
 """The models that a federation can agree on, by name.
 
-A model is an `nn.Module` with BatchNorm layers, a last layer called ``fc`` and a method ``features`` that
-returns what ``fc`` reads. To add one, write a builder and name it in `MODELS`.
+A model is an `nn.Module` with BatchNorm layers, a last layer called ``fc``, a method ``features`` that
+returns what ``fc`` reads, and a property ``blocks`` (see `blocks_of`). To add one, write a builder and name
+it in `MODELS`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +72,24 @@ def build_model(spec: ModelSpec, seed: int) -> nn.Module:
 
 
 def load_state(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a network and give it `state`; the names and shapes must fit."""
+    """Build a network and give it copies of `state`; the names and shapes must fit."""
+    return with_tensors(spec, {name: tensor.clone() for name, tensor in state.items()})
+
+
+def with_tensors(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network of these very tensors, which nobody may change in place: a frozen one."""
     with torch.device("meta"):
         model = MODELS[spec.name](spec)
-    # Copies, so that a model never shares memory with the upload that it came from.
-    model.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: tensor.detach() for name, tensor in state.items()}, assign=True)
     return model
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of a network that `fedbicross_flwr.recomputation` may run twice.
+
+    Each takes one tensor that the one before it gave, and together they hold nearly all activations.
+    """
+    return list(cast("Sequence[nn.Module]", model.blocks))
 
 
 def state_of(model: nn.Module) -> StateDict:

@@ -42,6 +42,11 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Return the stem and the residual blocks: what activations may be computed again of."""
+        return [self.stem, *(module for module in self.stages.modules() if isinstance(module, BasicBlock))]
+
     def features(self, images: Tensor) -> Tensor:
         """Return the penultimate features, shape (n, 8 * width)."""
         return torch.flatten(self.pool(self.stages(self.stem(images))), 1)

@@ -18,6 +18,7 @@ from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms, running
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import CrossClusterConfig
 from fedbicross_flwr.cross_cluster import (
+    Batch,
     Source,
     Target,
     draw_rows,
@@ -25,6 +26,7 @@ from fedbicross_flwr.cross_cluster import (
     split_indices,
 )
 from fedbicross_flwr.cross_replay import optimise
+from fedbicross_flwr.recomputation import recomputed
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows
 
 T, CLASSES, BATCH = 4, 3, 10
@@ -415,3 +417,54 @@ def test_a_step_on_few_images_is_the_inner_step_on_those_images() -> None:
     twin.inner_step(made, 2, T, rows)
     for mine, other in zip(subject.parameters, twin.parameters, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+def kept_by_autograd(subject: Target, made: Sequence[Source]) -> int:
+    """The bytes of activations that a pass of the student leaves for its backward pass."""
+    sizes = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes if tensor.dim() == 4 else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        subject.losses([Batch(one, one.train) for one in made], 2, T)
+    return sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (3, {}),
+        (1, {}),
+        (3, {"normalisation": "mixture"}),
+        (4, {"normalisation": "mixture"}),
+        (4, {"normalisation": "mixture", "weight_gradient": "cosine"}),
+        (3, {"normalisation": "mixture", "weights": "uniform"}),
+    ],
+    ids=["apart", "alone", "a pass each", "forward mode", "with lengths", "fixed weights"],
+)
+def test_recomputed_activations_are_the_same_steps(count: int, options: dict[str, Any]) -> None:
+    made, states, kept = sources(count, torch.float32), [], []
+    for activations in ("kept", "recomputed"):
+        subject = target(
+            [1 / count] * count, double=False, lr=0.01, momentum=0.9, activations=activations, **options
+        )
+        kept.append(kept_by_autograd(copy.deepcopy(subject), made))
+        for t in (3, 1):
+            subject.step(made, t, T, 0.01, generator(t))
+        states.append(subject.state())
+    first, second = states
+    assert first.keys() == second.keys() and len(first) > 100
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    # What is left is what goes into the blocks.
+    assert kept[1] < 0.2 * kept[0]
+
+
+def test_blocks_are_left_as_they_were() -> None:
+    subject = target([0.5, 0.5], double=False, activations="recomputed")
+    assert len(subject.recomputed) == 9
+    with pytest.raises(ZeroDivisionError), recomputed(subject.recomputed):
+        assert all("forward" in vars(block) for block in subject.recomputed)
+        1 / 0  # noqa: B018
+    assert not any("forward" in vars(block) for block in subject.recomputed)

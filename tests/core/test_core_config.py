@@ -153,6 +153,8 @@ def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
     base: dict[str, Any] = dict(SITES) if key.startswith("deployment.") else {}
     if key == "data.path":  # which implies the name
         base["data.name"] = "site"
+    if key == "inversion.images_at_once":
+        base["inversion.teachers"] = "in_turn"
     if reader := READER.get(key.split(".")[0]):
         base["method"] = "flower:FedAvg" if reader == "flower" else reader
     changed = RunConfig.from_flat({**base, key: other_value(key)})
@@ -195,6 +197,15 @@ def test_sites_are_not_asked_for_directions_of_their_images() -> None:
         RunConfig.from_flat({**similar, "clustering.by": "pacfl"})
     with pytest.raises(FedBiCrossError, match=r"clustering.by = 'pacfl' .* it is for simulations"):
         RunConfig.from_flat({**SITES, "clustering.by": "pacfl"})
+
+
+def test_images_at_once_need_teachers_in_turn() -> None:
+    alone = {"inversion.images_at_once": 32}
+    for method in ("fedbicross", "fedisca"):
+        RunConfig.from_flat({"method": method, **alone, "inversion.teachers": "in_turn"})
+        with pytest.raises(FedBiCrossError, match=r"images_at_once = 32 needs .*= 'in_turn'"):
+            RunConfig.from_flat({"method": method, **alone})
+    RunConfig.from_flat({"method": "dense", **alone})
 
 
 def test_read_toml_flattens_tables(tmp_path: Path) -> None:

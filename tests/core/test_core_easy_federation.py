@@ -13,6 +13,7 @@ from tiny import one_thread as one_thread
 from tiny import settings
 from tiny import task as client_task
 
+from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.methods import METHODS
 from fedbicross_flwr.models import ModelSpec
@@ -87,3 +88,24 @@ def test_the_shipped_and_the_personal_models_come_near_the_central_one(name: str
 
 def test_the_central_model_learns_what_there_is() -> None:
     assert central_accuracy() > 0.95
+
+
+SMALL_BUDGETS: dict[str, Any] = {
+    "clustering__num_probes": 8,
+    "inversion__iterations": 2,
+    "inversion__batch_size": 12,
+    **{
+        f"{name}__{budget}": size
+        for name in ("dafl", "dense", "fedisca", "coboosting")
+        for budget, size in (("epochs", 2), ("steps", 2), ("batch_size", 12))
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_uploads_are_read_and_never_written(name: str) -> None:
+    """On a CPU teachers share memory with them."""
+    uploads = trained_uploads()
+    before = [digest(upload.state) for upload in uploads]
+    METHODS[name].serve(uploads, server_task(method=name, **SMALL_BUDGETS))
+    assert [digest(upload.state) for upload in uploads] == before

@@ -28,6 +28,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from fedbicross_flwr.batch_norm import batch_norms, running
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.fedisca import (
@@ -229,8 +230,8 @@ def test_published_settings() -> None:
     config = RunConfig().fedisca
     assert (config.epochs, config.steps, config.batch_size, config.temperature) == (100, 500, 256, 20.0)
     assert (config.lr, config.momentum, config.weight_decay) == (1e-3, 0.9, 5e-4)
-    made = inversion_config(config, "in_turn")
-    assert made.teachers == "in_turn"
+    made = inversion_config(config, InversionConfig(teachers="in_turn", images_at_once=8, lr=7.0))
+    assert (made.teachers, made.images_at_once) == ("in_turn", 8)
     assert (made.iterations, made.batch_size, made.lr, made.jitter) == (500, 256, 0.05, 2)
     assert (made.tv, made.tv_weight, made.bn_models, made.bn_weight) == ("norm", 2.5e-5, "sum", 10.0)
 

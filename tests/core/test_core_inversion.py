@@ -15,7 +15,6 @@ from tiny import CPU, generator, noise, smooth_net, tiny_resnet, trained_teacher
 from tiny import one_thread as one_thread
 from torch import Tensor
 
-from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
@@ -221,28 +220,35 @@ def test_inversion_makes_a_trained_ensemble_agree() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, ensemble.state_dict().values(), strict=True))
 
 
+IN_TURN: list[dict[str, Any]] = [{"teachers": "in_turn", "images_at_once": size} for size in (0, 1, 4, 6, 99)]
+"""All images at once, one, parts of two sizes, and all in other words."""
+
+
 @pytest.mark.parametrize("aggregation", ["logits", "class_weighted"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_teachers_in_turn_leave_the_gradient_of_all_together(aggregation: str, reduction: str) -> None:
-    found = {}
-    for name, descend in DESCENTS.items():
+    found = []
+    for options in ({}, *IN_TURN):
         ensemble = Ensemble([smooth_net(seed) for seed in (1, 2, 3)], aggregation)
-        members = [StatisticsModel(model) for model in ensemble.members]
-        config = InversionConfig(bn_weight=0.7, tv_weight=0.4, bn_models=reduction)
+        config = InversionConfig(bn_weight=0.7, tv_weight=0.4, bn_models=reduction, **options)
         images = noise(6, 1, 28, 28).requires_grad_(True)
         seen = roll(images, 2, generator(3))
-        found[name] = (*descend(members, ensemble, seen, torch.arange(6) % 3, config, CPU), images.grad)
-    for one, other in zip(found["together"], found["in_turn"], strict=True):
-        assert one is not None and one.any()
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        descend = DESCENTS[config.teachers](ensemble, config, CPU)
+        found.append((*descend(seen, torch.arange(6) % 3), images.grad))
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert one is not None and one.any()
+            torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)
 
 
 def test_an_inversion_in_turn_is_the_same_inversion() -> None:
-    together, in_turn = (run(lr=0.01, teachers=name) for name in DESCENTS)
+    together = run(lr=0.01)
     moved = together.images - torch.randn((6, 1, 28, 28), generator=generator())
-    # Adam's first steps have the size of lr whatever the gradient: where it is nearly zero, rounding decides.
-    assert (together.images - in_turn.images).abs().mean() < 1e-3 * moved.abs().mean()
-    torch.testing.assert_close(together.diagnostics, in_turn.diagnostics, rtol=1e-3, atol=1e-3)
+    for options in IN_TURN:
+        in_turn = run(lr=0.01, **options)
+        # Adam's first steps are lr long whatever the gradient: where it is nearly zero, rounding decides.
+        assert (together.images - in_turn.images).abs().mean() < 1e-3 * moved.abs().mean()
+        torch.testing.assert_close(together.diagnostics, in_turn.diagnostics, rtol=1e-3, atol=1e-3)
 
 
 class Kept:
@@ -262,17 +268,18 @@ class Kept:
 class Holder:
     def __init__(self, kept: Kept, tensor: Tensor) -> None:
         self.kept, self.tensor = kept, tensor
-        # The weights are there anyway, whoever keeps them.
-        self.size = 0 if tensor.dim() != 4 or tensor.shape[0] != 6 else tensor.nbytes
+        # The weights are there anyway, whoever keeps them; images of one channel are total variation's.
+        activation = tensor.dim() == 4 and tensor.shape[0] in (2, 6) and tensor.shape[1] > 1
+        self.size = tensor.nbytes if activation else 0
         kept.add(self.size)
 
     def __del__(self) -> None:
         self.kept.add(-self.size)
 
 
-def most_kept(teachers: str, members: int) -> int:
+def most_kept(members: int, **options: Any) -> int:
     ensemble = Ensemble([smooth_net(seed) for seed in range(members)], "logits")
-    config, kept = InversionConfig(iterations=2, batch_size=6, teachers=teachers), Kept()
+    config, kept = InversionConfig(iterations=2, batch_size=6, **options), Kept()
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda holder: holder.tensor):
         invert(ensemble, torch.arange(6) % 3, 1, (), config, generator(), CPU)
     assert kept.now == 0, "all that was kept is given back"
@@ -280,6 +287,7 @@ def most_kept(teachers: str, members: int) -> int:
 
 
 def test_teachers_in_turn_keep_the_activations_of_one() -> None:
-    one, six = (most_kept("together", members) for members in (1, 6))
+    one, six = (most_kept(members) for members in (1, 6))
     assert six > 2 * one, "in this test most of what is kept must be the members'"
-    assert most_kept("in_turn", 6) <= one
+    assert most_kept(6, teachers="in_turn") <= one
+    assert most_kept(6, teachers="in_turn", images_at_once=2) < 0.5 * one
