@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -459,6 +460,13 @@ def test_recomputed_activations_are_the_same_steps(count: int, options: dict[str
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     # What is left is what goes into the blocks.
     assert kept[1] < 0.2 * kept[0]
+
+
+def test_what_is_recomputed_is_not_compiled() -> None:
+    compute, model = dataclasses.replace(CPU, compiled=True), tiny_resnet(5)
+    for activations, compiled in (("kept", True), ("recomputed", False)):
+        config = CrossClusterConfig(activations=activations)
+        assert Target(0, model, torch.ones(1), config, compute).compute.compiled is compiled
 
 
 def test_blocks_are_left_as_they_were() -> None:

@@ -102,9 +102,15 @@ SMALL_BUDGETS: dict[str, Any] = {
 }
 
 
+def test_teachers_share_memory_with_uploads_on_a_cpu() -> None:
+    upload = trained_uploads()[0]
+    teacher = server_task().load(upload.state).state_dict()
+    assert teacher.keys() == upload.state.keys()
+    assert all(tensor.data_ptr() == upload.state[name].data_ptr() for name, tensor in teacher.items())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_uploads_are_read_and_never_written(name: str) -> None:
-    """On a CPU teachers share memory with them."""
     uploads = trained_uploads()
     before = [digest(upload.state) for upload in uploads]
     METHODS[name].serve(uploads, server_task(method=name, **SMALL_BUDGETS))
