@@ -76,24 +76,26 @@ def inversion_steps(bench: Bench) -> dict[str, Step]:
         return step
 
     def in_parts(size: int) -> Step:
-        model = PartwiseModel(frozen)
+        model = PartwiseModel(loaded)
 
         def step() -> None:
             parts = fast.images(noise).split(size)
             logits, _ = model.read(parts, 1.0, fast)
             for part, answered in zip(parts, logits.split(size), strict=True):
                 leaf = part.detach().requires_grad_(True)
-                model.descend(leaf, torch.full_like(answered, 1.0 / logits.numel()), fast)
+                model.accumulate_gradient(leaf, torch.full_like(answered, 1.0 / logits.numel()), fast)
 
         return step
 
+    # On a CPU a server's teachers are the uploads' own tensors, in their layout.
+    loaded = frozen if device.type == "cpu" else placed
     return {
         "inversion: statistics by hooks, weights trainable, float32": through(plain, noise, True, slow),
         "... teachers frozen": through(frozen, noise, True, slow),
         "... channels_last": through(placed, fast.images(noise), True, slow),
         f"... {fast.precision}": through(placed, fast.images(noise), True, fast),
         "... statistics with BatchNorm's kernel and a fused gradient": fused(placed),
-        "... weights in their own layout, images in channels_last (ours)": fused(frozen),
+        "... weights as the server loads them (ours)": fused(loaded),
         **{f"... {size} images at once, twice": in_parts(size) for size in (bench.sizes.images, AT_ONCE)},
         "no statistics at all": through(placed, fast.images(noise), False, fast),
     }
@@ -183,6 +185,7 @@ def mixture_steps(bench: Bench) -> dict[str, Step]:
 
     ways: dict[str, tuple[int, str]] = {
         "a backward pass for each": (99, "kept"),
+        "a backward pass for each, recomputed": (99, "recomputed"),
         "one forward-mode pass": (0, "kept"),
         "one forward-mode pass, recomputed": (0, "recomputed"),
     }

@@ -89,7 +89,7 @@ def occupied(compute: Compute) -> int:
 def measure(side: str, sizes: Sizes) -> int:
     """Run stages 1 and 2 here; return the bytes that they added."""
     bench = Bench.here(sizes, Compute.of(RuntimeConfig()))
-    # Both sides are given the models, each as it takes them, and neither is charged for that.
+    # What each side is given is there before: models, and uploads of them.
     models = bench.models(sizes.clients)
     states = [in_turn(state_of(model), client, sizes) for client, model in enumerate(models)]
     uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]

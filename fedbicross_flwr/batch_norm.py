@@ -43,11 +43,11 @@ class _NormaliseAndCompare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, mean_gap, var_gap, scale = ctx.saved_tensors
-        pull = statistics_pull(mean, mean_gap, var_gap, x.numel() // x.shape[1], loss_gradient)
-        return input_gradient(output_gradient, x, scale, *pull), None, None, None, None, None
+        own = statistics_gradient(mean, mean_gap, var_gap, x.numel() // x.shape[1], loss_gradient)
+        return input_gradient(output_gradient, x, scale, *own), None, None, None, None, None
 
 
-def statistics_pull(
+def statistics_gradient(
     mean: Tensor, mean_gap: Tensor, var_gap: Tensor, pixels: int, weight: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """Return (slope, offset), (channels,) each: ``weight * dR_BN/dx`` is ``slope * x + offset``.
@@ -244,7 +244,7 @@ def exchange(layers: Sequence[nn.BatchNorm2d], buffers: Sequence[Mapping[str, An
             setattr(layer, name, value)
 
 
-class LeftAlone:
+class UntouchedStatistics:
     """Inside, BatchNorm layers have buffers that are thrown away: a forward pass leaves their own alone.
 
     It may be entered again.

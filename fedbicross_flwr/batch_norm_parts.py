@@ -21,7 +21,7 @@ from fedbicross_flwr.batch_norm import (
     replace_batch_norms,
     running,
     share_tensors,
-    statistics_pull,
+    statistics_gradient,
 )
 from fedbicross_flwr.compute import Compute
 
@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     pixels: int
 
 
-def together(parts: Sequence[Moments]) -> Moments:
+def pooled_moments(parts: Sequence[Moments]) -> Moments:
     """Return the moments of all parts as one."""
     pixels = sum(part.pixels for part in parts)
     mean = torch.stack([part.mean * (part.pixels / pixels) for part in parts]).sum(0)
@@ -42,7 +42,7 @@ def together(parts: Sequence[Moments]) -> Moments:
     return Moments(mean, torch.stack(spread).sum(0), pixels)
 
 
-class _NormaliseAndPull(torch.autograd.Function):
+class _NormaliseAndAdd(torch.autograd.Function):
     """``x -> eval-mode BatchNorm of x``, whose gradient has ``slope * x + offset`` added to it."""
 
     @staticmethod
@@ -78,31 +78,31 @@ class PartwiseBatchNorm(nn.Module):
         super().__init__()
         self.layer = layer
         self.read: list[Moments] = []
-        self.pull: tuple[Tensor, Tensor] | None = None
+        self.added: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` with the running statistics."""
         layer = self.layer
         mean, var = running(layer)
-        if self.pull is None:
+        if self.added is None:
             self.read.append(Moments(*channel_statistics(x), x.numel() // x.shape[1]))
             return F.batch_norm(x, mean, var, layer.weight, layer.bias, training=False, eps=layer.eps)
-        output: Tensor = _NormaliseAndPull.apply(  # type: ignore[no-untyped-call]  # as PyTorch declares it
-            x, mean, var, layer.weight, layer.bias, layer.eps, *self.pull
+        output: Tensor = _NormaliseAndAdd.apply(  # type: ignore[no-untyped-call]  # as PyTorch declares it
+            x, mean, var, layer.weight, layer.bias, layer.eps, *self.added
         )
         return output
 
     def compare(self, weight: float) -> Tensor:
-        """Return R_BN of all that was read, a scalar; `weight` times its gradient is added from now on."""
-        mean, var, pixels = together(self.read)
+        """Add `weight` times the gradient of R_BN from now on; return R_BN of all that was read, a scalar."""
+        mean, var, pixels = pooled_moments(self.read)
         layer_mean, layer_var = running(self.layer)
         mean_gap, var_gap = mean - layer_mean, var - layer_var
-        self.pull = statistics_pull(mean, mean_gap, var_gap, pixels, weight)
+        self.added = statistics_gradient(mean, mean_gap, var_gap, pixels, weight)
         distance: Tensor = mean_gap.norm() + var_gap.norm()
         return distance
 
 
-class PartwiseModel(nn.Module):
+class PartwiseModel:
     """A frozen network that a batch passes through twice, in parts.
 
     Parameters
@@ -112,7 +112,6 @@ class PartwiseModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
         self.layers: list[PartwiseBatchNorm] = []
         self.model = share_tensors(model)
         replace_batch_norms(self.model, self._stand_in)
@@ -130,7 +129,7 @@ class PartwiseModel(nn.Module):
         parts : sequence of Tensor
             Images (n, channels, h, w) each.
         weight : float
-            Of R_BN in the loss whose gradient `descend` adds.
+            Of R_BN in the loss whose gradient `accumulate_gradient` adds.
         compute : Compute
             The arithmetic.
 
@@ -140,23 +139,23 @@ class PartwiseModel(nn.Module):
             Float32 logits of all parts (B, C), and the scalar R_BN over all layers.
         """
         for layer in self.layers:
-            layer.read, layer.pull = [], None
+            layer.read, layer.added = [], None
         with compute.autocast():
             logits = torch.cat([self.model(part).float() for part in parts])
         return logits, torch.stack([layer.compare(weight) for layer in self.layers]).sum()
 
-    def descend(self, part: Tensor, slope: Tensor, compute: Compute) -> None:
+    def accumulate_gradient(self, part: Tensor, logit_gradient: Tensor, compute: Compute) -> None:
         """Add to ``part.grad`` what the loss asks for through this network.
 
         Parameters
         ----------
         part : Tensor
             One of the parts that were read, as a leaf that takes a gradient.
-        slope : Tensor
-            The gradient of the loss at this part's logits, float32 (n, C).
+        logit_gradient : Tensor
+            Of the loss, at this part's logits, float32 (n, C).
         compute : Compute
             The arithmetic.
         """
         with compute.autocast():
             logits = self.model(part)
-        logits.float().backward(slope)
+        logits.float().backward(logit_gradient)

@@ -335,6 +335,8 @@ def check_together(config: RunConfig) -> None:
         check_similarity(config)
     if reads(config.method, "inversion.teachers"):
         check_images_at_once(config.inversion)
+    if reads(config.method, "cross_cluster.activations"):
+        check_recomputed(config)
     if config.data.phantom_channels == 2:
         raise FedBiCrossError("data.phantom_channels = 2: a phantom has 3 channels (RGB) or 1 (grayscale)")
     device, tasks = config.runtime.device, config.runtime.server_tasks
@@ -360,6 +362,15 @@ def check_images_at_once(inversion: InversionConfig) -> None:
         raise FedBiCrossError(
             f"inversion.images_at_once = {inversion.images_at_once} needs inversion.teachers = 'in_turn': "
             f"{inversion.teachers!r} keeps what all images leave in all models; set that or 0"
+        )
+
+
+def check_recomputed(config: RunConfig) -> None:
+    """Refuse compiled networks whose activations are to be recomputed: PyTorch cannot do both here."""
+    if config.cross_cluster.activations == "recomputed" and config.runtime.compile == "on":
+        raise FedBiCrossError(
+            "cross_cluster.activations = 'recomputed' does not go with runtime.compile = 'on'; set "
+            "activations = 'kept' or compile = 'auto'"
         )
 
 

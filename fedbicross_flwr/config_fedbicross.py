@@ -187,9 +187,10 @@ class CrossClusterConfig:
     )
     activations: str = setting(
         "kept",
-        "whether what a student computes is `kept` for its backward pass, or `recomputed` there, block by "
-        "block: a fraction of the memory for one more forward pass (docs/performance.md)",
+        "whether what a student computes is `kept` for its backward passes, or `recomputed` in each of them, "
+        "block by block: the same numbers with a fraction of the memory (docs/performance.md)",
         choices=("kept", "recomputed"),
+        shapes_result=False,
     )
     sweeps: int = setting(4, "passes over the replayed iterates", low=1, source="Algorithm 1: 1")
     synthesis_rounds: int = setting(

@@ -11,7 +11,6 @@ second derivatives: dG'/dw_j = -eta_G grad L_j, hence dL_val/dw_j = -eta_G <grad
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -118,8 +117,7 @@ class Target:
         self.weights = weights
         self.config = config
         self.recomputed = blocks_of(model) if config.activations == "recomputed" else []
-        # What is compiled has no blocks any more.
-        self.compute = dataclasses.replace(compute, compiled=compute.compiled and not self.recomputed)
+        self.compute = compute
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.SGD(
             self.parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -252,7 +250,8 @@ class Target:
     ) -> Tensor:
         """Return the same losses (K,) at other parameters, which leaves the running statistics alone.
 
-        In full precision and not compiled: forward-mode differentiation in bfloat16 took twice as long as in
+        Nothing is recomputed: that would be after the call, when the model has other parameters. In full
+        precision and not compiled: forward-mode differentiation in bfloat16 took twice as long as in
         float32 on a CPU, and compiled code does not know it.
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -298,5 +297,5 @@ class Target:
 
 
 def flat(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """Return tensors in one vector, which may be there already."""
+    """Return tensors in one vector, written into `out` if it is given."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)

@@ -110,8 +110,8 @@ class InTurnDescent:
         cross_entropy = F.cross_entropy(scores, labels)
         (wanted,) = torch.autograd.grad(cross_entropy, logits)
         collected = [
-            self.part_gradient(part, slopes)
-            for part, slopes in zip(parts, wanted.split(size, dim=1), strict=True)
+            self.part_gradient(part, logit_gradients)
+            for part, logit_gradients in zip(parts, wanted.split(size, dim=1), strict=True)
         ]
         variation = VARIATIONS[config.tv](seen)
         torch.autograd.backward(
@@ -120,12 +120,12 @@ class InTurnDescent:
         batch_norm = self.weight * torch.stack([distance for _, distance in read]).sum()
         return scores.detach(), torch.stack([cross_entropy, batch_norm, variation]).detach()
 
-    def part_gradient(self, part: Tensor, slopes: Tensor) -> Tensor:
-        """Return the gradient at some images through all teachers; `slopes` (m, n, C) are at the logits."""
+    def part_gradient(self, part: Tensor, logit_gradients: Tensor) -> Tensor:
+        """Return the gradient at some images through all teachers, given that at their logits (m, n, C)."""
         # A leaf that collects the teachers' parts, so that nothing is kept from one to the next.
         leaf = part.detach().requires_grad_(True)
-        for member, slope in zip(self.members, slopes, strict=True):
-            member.descend(leaf, slope, self.compute)
+        for member, logit_gradient in zip(self.members, logit_gradients, strict=True):
+            member.accumulate_gradient(leaf, logit_gradient, self.compute)
         assert leaf.grad is not None
         return leaf.grad
 

@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedbicross_flwr.batch_norm import LeftAlone, batch_norms
+from fedbicross_flwr.batch_norm import UntouchedStatistics, batch_norms
 
 
 @contextmanager
@@ -21,11 +21,12 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     Parameters
     ----------
     blocks : sequence of nn.Module
-        Parts of a network, which is called inside. None keeps everything.
+        Parts of a network that is called inside, without randomness of their own: a dropout would be drawn
+        anew. With an empty sequence everything is kept.
     """
 
     def contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), LeftAlone(batch_norms(block))
+        return nullcontext(), UntouchedStatistics(batch_norms(block))
 
     for block in blocks:
         block.forward = partial(

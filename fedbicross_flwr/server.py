@@ -183,8 +183,8 @@ class Server:
         with (
             cpu_threads(1),
             within_memory(
-                "lower the method's batch sizes, or set inversion.teachers = 'in_turn' and "
-                "cross_cluster.activations = 'recomputed' (docs/performance.md)"
+                "lower the method's batch sizes, or set inversion.teachers = 'in_turn', "
+                "inversion.images_at_once and cross_cluster.activations = 'recomputed' (docs/performance.md)"
             ),
             ray_tasks(self.config.runtime, self.compute) as elsewhere,
         ):

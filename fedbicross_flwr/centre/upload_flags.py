@@ -18,7 +18,7 @@ from torch import Tensor
 from fedbicross_flwr.clustering import PROBES
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ClientUpload, ServerTask
-from fedbicross_flwr.models import StateDict, load_state
+from fedbicross_flwr.models import StateDict, with_tensors
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import predict_logits
 
@@ -112,7 +112,7 @@ def find_flags(uploads: Sequence[ClientUpload], task: ServerTask) -> dict[int, l
 
 def parameter_norm(state: StateDict, task: ServerTask) -> Tensor:
     """Return the L2 norm of all trained weights, without BatchNorm's statistics."""
-    parameters = load_state(task.spec, state).parameters()
+    parameters = with_tensors(task.spec, state).parameters()
     return torch.stack([one.detach().double().square().sum() for one in parameters]).sum().sqrt()
 
 

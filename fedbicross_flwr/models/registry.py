@@ -77,7 +77,7 @@ def load_state(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def with_tensors(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a network of these very tensors, which nobody may change in place: a frozen one."""
+    """Build a network of these very tensors: not to be trained unless they are the caller's to change."""
     with torch.device("meta"):
         model = MODELS[spec.name](spec)
     model.load_state_dict({name: tensor.detach() for name, tensor in state.items()}, assign=True)
@@ -87,8 +87,19 @@ def with_tensors(spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Return the parts of a network that `fedbicross_flwr.recomputation` may run twice.
 
-    Each takes one tensor that the one before it gave, and together they hold nearly all activations.
+    Each takes one tensor that the one before it gave and draws nothing at random, and together they hold
+    nearly all activations.
+
+    Raises
+    ------
+    FedBiCrossError
+        For a network that does not name them.
     """
+    if not hasattr(model, "blocks"):
+        raise FedBiCrossError(
+            f"{type(model).__name__} has no property blocks, which cross_cluster.activations = 'recomputed' "
+            "needs; set 'kept'"
+        )
     return list(cast("Sequence[nn.Module]", model.blocks))
 
 

@@ -223,14 +223,16 @@ def compare_identity(path: Path, identity: Mapping[str, Any]) -> None:
     """Refuse a folder of another run, naming what differs."""
     try:
         former = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
-        settings = former["settings"]
+        # A setting that the run's software did not have yet is at its default in a run of today's.
+        defaults = {key: json_value(value) for key, value in RunConfig().flat().items()}
+        settings = {**defaults, **former["settings"]}
         same_data = former["data"] == identity["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise FedBiCrossError(f"{path / IDENTITY} is damaged; choose another folder with --out") from error
     for key, value in identity["settings"].items():
-        if settings.get(key) != value:
+        if settings[key] != value:
             raise FedBiCrossError(
-                f"{path} belongs to a run with {key} = {settings.get(key)!r}, this one has {value!r}; "
+                f"{path} belongs to a run with {key} = {settings[key]!r}, this one has {value!r}; "
                 "choose another folder with --out"
             )
     if not same_data:

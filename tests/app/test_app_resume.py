@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -187,6 +188,20 @@ def test_what_another_version_made_is_made_again(tmp_path: Path) -> None:
         assert go_on(tmp_path / "run") == from_step(0)
     assert outcome(tmp_path / "run") == outcome(reference())
     assert "client 0 trains again: " in (tmp_path / "run" / "progress.jsonl").read_text()
+
+
+def test_a_run_of_software_without_a_setting_is_one_with_its_default(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, tiny(), "data")
+    identity = tmp_path / "identity.json"
+    content = json.loads(identity.read_text())
+    del content["settings"]["inversion.images_at_once"]
+    identity.write_text(json.dumps(content))
+    RunFolder.open(tmp_path, tiny(), "data")
+    other = tiny(inversion__teachers="in_turn", inversion__images_at_once=8)
+    content["settings"]["inversion.teachers"] = "in_turn"
+    identity.write_text(json.dumps(content))
+    with pytest.raises(FedBiCrossError, match=r"inversion.images_at_once = 0, this one has 8"):
+        RunFolder.open(tmp_path, other, "data")
 
 
 def test_another_arithmetic_takes_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

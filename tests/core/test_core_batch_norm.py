@@ -12,7 +12,14 @@ from tiny import one_thread as one_thread
 from torch import Tensor, nn
 
 from fedbicross_flwr import batch_norm
-from fedbicross_flwr.batch_norm import StatisticsModel, batch_norms, plain_statistics_loss, running
+from fedbicross_flwr.batch_norm import (
+    StatisticsModel,
+    batch_norms,
+    channel_statistics,
+    plain_statistics_loss,
+    running,
+)
+from fedbicross_flwr.batch_norm_parts import Moments, pooled_moments
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion_loss import answer
 
@@ -164,3 +171,12 @@ def test_eval_mode_statistics_are_not_moved() -> None:
     kept = [buffer.clone() for buffer in model.buffers()]
     StatisticsModel(model).train()(noise(3, 1, 28, 28))
     assert all(torch.equal(a, b) for a, b in zip(kept, model.buffers(), strict=True))
+
+
+def test_moments_of_unequal_parts_are_those_of_the_whole() -> None:
+    x = 2.0 * noise(7, 3, 5, 5) + 4.0
+    parts = [Moments(*channel_statistics(part), part[:, 0].numel()) for part in x.split([4, 1, 2])]
+    pooled = pooled_moments(parts)
+    for found, expected in zip(pooled[:2], channel_statistics(x), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert pooled.pixels == 7 * 25

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from fedbicross_flwr.cross_cluster import (
     split_indices,
 )
 from fedbicross_flwr.cross_replay import optimise
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.recomputation import recomputed
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows
 
@@ -445,12 +445,16 @@ def kept_by_autograd(subject: Target, made: Sequence[Source]) -> int:
     ],
     ids=["apart", "alone", "a pass each", "forward mode", "with lengths", "fixed weights"],
 )
-def test_recomputed_activations_are_the_same_steps(count: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_recomputed_activations_are_the_same_steps(
+    count: int, options: dict[str, Any], dtype: torch.dtype
+) -> None:
     made, states, kept = sources(count, torch.float32), [], []
     for activations in ("kept", "recomputed"):
         subject = target(
             [1 / count] * count, double=False, lr=0.01, momentum=0.9, activations=activations, **options
         )
+        subject.compute = Compute(torch.device("cpu"), dtype)
         kept.append(kept_by_autograd(copy.deepcopy(subject), made))
         for t in (3, 1):
             subject.step(made, t, T, 0.01, generator(t))
@@ -462,11 +466,9 @@ def test_recomputed_activations_are_the_same_steps(count: int, options: dict[str
     assert kept[1] < 0.2 * kept[0]
 
 
-def test_what_is_recomputed_is_not_compiled() -> None:
-    compute, model = dataclasses.replace(CPU, compiled=True), tiny_resnet(5)
-    for activations, compiled in (("kept", True), ("recomputed", False)):
-        config = CrossClusterConfig(activations=activations)
-        assert Target(0, model, torch.ones(1), config, compute).compute.compiled is compiled
+def test_a_network_without_blocks_is_named() -> None:
+    with pytest.raises(FedBiCrossError, match=r"SmoothNet has no property blocks, which .* set 'kept'"):
+        target([1.0], activations="recomputed")
 
 
 def test_blocks_are_left_as_they_were() -> None:

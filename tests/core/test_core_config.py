@@ -24,6 +24,7 @@ LOCAL = {
     "data.path",
     "data.root",
     "data.download",
+    "cross_cluster.activations",
     "deployment.min_sites",
     "deployment.registry",
     "deployment.upload_window",
@@ -206,6 +207,14 @@ def test_images_at_once_need_teachers_in_turn() -> None:
         with pytest.raises(FedBiCrossError, match=r"images_at_once = 32 needs .*= 'in_turn'"):
             RunConfig.from_flat({"method": method, **alone})
     RunConfig.from_flat({"method": "dense", **alone})
+
+
+def test_what_is_recomputed_is_not_compiled() -> None:
+    both = {"cross_cluster.activations": "recomputed", "runtime.compile": "on"}
+    with pytest.raises(FedBiCrossError, match=r"'recomputed' does not go with runtime.compile = 'on'"):
+        RunConfig.from_flat(both)
+    RunConfig.from_flat({**both, "method": "dense"})
+    RunConfig.from_flat({**both, "runtime.compile": "off"})
 
 
 def test_read_toml_flattens_tables(tmp_path: Path) -> None:

@@ -109,9 +109,21 @@ def test_teachers_share_memory_with_uploads_on_a_cpu() -> None:
     assert all(tensor.data_ptr() == upload.state[name].data_ptr() for name, tensor in teacher.items())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_uploads_are_read_and_never_written(name: str) -> None:
+VARIED: list[dict[str, Any]] = [
+    {"teacher__noise_adaptation": "batch"},
+    {"teacher__noise_adaptation": "progressive"},
+    {"cross_cluster__student_init": "member"},
+    {"inversion__teachers": "in_turn", "inversion__images_at_once": 5},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in METHODS), *(("fedbicross", options) for options in VARIED)],
+    ids=str,
+)
+def test_uploads_are_read_and_never_written(name: str, options: dict[str, Any]) -> None:
     uploads = trained_uploads()
     before = [digest(upload.state) for upload in uploads]
-    METHODS[name].serve(uploads, server_task(method=name, **SMALL_BUDGETS))
+    METHODS[name].serve(uploads, server_task(method=name, **SMALL_BUDGETS, **options))
     assert [digest(upload.state) for upload in uploads] == before
