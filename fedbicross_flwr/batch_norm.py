@@ -24,27 +24,34 @@ class _NormaliseAndCompare(torch.autograd.Function):
     """``x -> (eval-mode BatchNorm of x, R_BN of this layer)`` with one fused gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         mean, var = channel_statistics(x)
-        mean_gap, var_gap = mean - running_mean, var - running_var
-        scale = weight * torch.rsqrt(running_var + eps)
-        ctx.save_for_backward(x, mean, mean_gap, var_gap, scale)
-        output = F.batch_norm(x, running_mean, running_var, weight, bias, training=False, eps=eps)
-        return output, mean_gap.norm() + var_gap.norm()
+        mean_gap, var_gap = gaps(layer, mean, var)
+        ctx.save_for_backward(x, mean, mean_gap, var_gap, scale_of(layer))
+        return normalise(layer, x), mean_gap.norm() + var_gap.norm()
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, mean_gap, var_gap, scale = ctx.saved_tensors
         own = statistics_gradient(mean, mean_gap, var_gap, x.numel() // x.shape[1], loss_gradient)
-        return input_gradient(output_gradient, x, scale, *own), None, None, None, None, None
+        return input_gradient(output_gradient, x, scale, *own), None
+
+
+def normalise(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Return what a BatchNorm layer in eval mode does."""
+    return F.batch_norm(x, *running(layer), layer.weight, layer.bias, training=False, eps=layer.eps)
+
+
+def scale_of(layer: nn.BatchNorm2d) -> Tensor:
+    """Return what a layer in eval mode multiplies each channel with, (channels,)."""
+    scale: Tensor = layer.weight * torch.rsqrt(running(layer)[1] + layer.eps)
+    return scale
+
+
+def gaps(layer: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a batch's mean and variance less the layer's own; R_BN is the sum of their norms."""
+    layer_mean, layer_var = running(layer)
+    return mean - layer_mean, var - layer_var
 
 
 def statistics_gradient(
@@ -121,10 +128,9 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` with the running statistics."""
-        layer = self.layer
         output: Tensor
         output, loss = _NormaliseAndCompare.apply(  # type: ignore[no-untyped-call]  # as PyTorch declares it
-            x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps
+            x, self.layer
         )
         self.collect(loss)
         return output
@@ -237,11 +243,18 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """What a BatchNorm layer keeps of the batches that it has seen."""
 
 
-def exchange(layers: Sequence[nn.BatchNorm2d], buffers: Sequence[Mapping[str, Any]]) -> None:
-    """Give each layer these buffers."""
+def copied_buffers(layers: Sequence[nn.BatchNorm2d]) -> list[dict[str, Any]]:
+    """Return copies of what each layer keeps."""
+    return [{name: getattr(layer, name).clone() for name in BUFFERS} for layer in layers]
+
+
+def exchange(layers: Sequence[nn.BatchNorm2d], buffers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give each layer these buffers; return those that it had."""
+    former = [{name: getattr(layer, name) for name in BUFFERS} for layer in layers]
     for layer, values in zip(layers, buffers, strict=True):
         for name, value in values.items():
             setattr(layer, name, value)
+    return former
 
 
 class UntouchedStatistics:
@@ -252,11 +265,10 @@ class UntouchedStatistics:
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
         self.layers = layers
-        self._own: list[dict[str, Tensor]] = []
+        self._own: list[dict[str, Any]] = []
 
     def __enter__(self) -> None:
-        self._own = [{name: getattr(layer, name) for name in BUFFERS} for layer in self.layers]
-        exchange(self.layers, [{name: one.clone() for name, one in own.items()} for own in self._own])
+        self._own = exchange(self.layers, copied_buffers(self.layers))
 
     def __exit__(self, *exception: object) -> None:
         exchange(self.layers, self._own)

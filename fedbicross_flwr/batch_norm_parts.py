@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import (
     channel_statistics,
+    gaps,
     input_gradient,
+    normalise,
     replace_batch_norms,
-    running,
+    scale_of,
     share_tensors,
     statistics_gradient,
 )
@@ -46,23 +47,13 @@ class _NormaliseAndAdd(torch.autograd.Function):
     """``x -> eval-mode BatchNorm of x``, whose gradient has ``slope * x + offset`` added to it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        slope: Tensor,
-        offset: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight * torch.rsqrt(running_var + eps), slope, offset)
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training=False, eps=eps)
+    def forward(ctx: Any, x: Tensor, layer: nn.BatchNorm2d, slope: Tensor, offset: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale_of(layer), slope, offset)
+        return normalise(layer, x)
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return input_gradient(output_gradient, *ctx.saved_tensors), *(None,) * 7
+        return input_gradient(output_gradient, *ctx.saved_tensors), None, None, None
 
 
 class PartwiseBatchNorm(nn.Module):
@@ -82,21 +73,18 @@ class PartwiseBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` with the running statistics."""
-        layer = self.layer
-        mean, var = running(layer)
         if self.added is None:
             self.read.append(Moments(*channel_statistics(x), x.numel() // x.shape[1]))
-            return F.batch_norm(x, mean, var, layer.weight, layer.bias, training=False, eps=layer.eps)
+            return normalise(self.layer, x)
         output: Tensor = _NormaliseAndAdd.apply(  # type: ignore[no-untyped-call]  # as PyTorch declares it
-            x, mean, var, layer.weight, layer.bias, layer.eps, *self.added
+            x, self.layer, *self.added
         )
         return output
 
     def compare(self, weight: float) -> Tensor:
         """Add `weight` times the gradient of R_BN from now on; return R_BN of all that was read, a scalar."""
         mean, var, pixels = pooled_moments(self.read)
-        layer_mean, layer_var = running(self.layer)
-        mean_gap, var_gap = mean - layer_mean, var - layer_var
+        mean_gap, var_gap = gaps(self.layer, mean, var)
         self.added = statistics_gradient(mean, mean_gap, var_gap, pixels, weight)
         distance: Tensor = mean_gap.norm() + var_gap.norm()
         return distance

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedbicross_flwr.batch_norm import BUFFERS, batch_norms, exchange
+from fedbicross_flwr.batch_norm import batch_norms, copied_buffers, exchange
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import TeacherConfig
 from fedbicross_flwr.ensemble import Ensemble
@@ -30,13 +30,12 @@ class Statistics:
 
     def __init__(self, ensemble: Ensemble, momentum: float) -> None:
         self.layers = [layer for model in ensemble.members for layer in batch_norms(model)]
-        self.buffers = [{name: getattr(layer, name).clone() for name in BUFFERS} for layer in self.layers]
+        self.buffers = copied_buffers(self.layers)
         self.momentum = momentum
         self._originals: list[dict[str, Any]] = []
 
     def __enter__(self) -> Statistics:
-        self._originals = [{name: getattr(layer, name) for name in BUFFERS} for layer in self.layers]
-        exchange(self.layers, self.buffers)
+        self._originals = exchange(self.layers, self.buffers)
         return self
 
     def __exit__(self, *exception: object) -> None:

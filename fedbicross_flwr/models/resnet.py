@@ -44,7 +44,7 @@ class ResNet(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Return the stem and the residual blocks: what activations may be computed again of."""
+        """Return the stem and the residual blocks, in their order."""
         return [self.stem, *(module for module in self.stages.modules() if isinstance(module, BasicBlock))]
 
     def features(self, images: Tensor) -> Tensor:

@@ -72,12 +72,13 @@ def test_the_function_passes_gradcheck_in_float64(monkeypatch: pytest.MonkeyPatc
     # Only the reading of statistics is float32 by design; without that the gradient is exact.
     monkeypatch.setattr(batch_norm, "channel_statistics", in_double)
     x = noise(3, 2, 2, 3, seed=1).double().requires_grad_(True)
-    fixed = [
-        tensor.double()
-        for tensor in (noise(2, seed=2), 0.5 + noise(2, seed=3).abs(), noise(2), noise(2, seed=5))
-    ]
+    layer = nn.BatchNorm2d(2, eps=1e-5).double().eval().requires_grad_(False)
+    fixed = (noise(2, seed=2), 0.5 + noise(2, seed=3).abs(), noise(2), noise(2, seed=5))
+    own = (*running(layer), layer.weight, layer.bias)
+    for tensor, values in zip(own, fixed, strict=True):
+        tensor.copy_(values)
     call: Any = batch_norm._NormaliseAndCompare.apply
-    assert torch.autograd.gradcheck(lambda value: call(value, *fixed, 1e-5), (x,), atol=1e-7)
+    assert torch.autograd.gradcheck(lambda value: call(value, layer), (x,), atol=1e-7)
 
 
 def test_gradient_of_a_whole_network_equals_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
