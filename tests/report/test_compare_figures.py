@@ -114,6 +114,13 @@ def test_lines_over_alpha_hold_the_means(comparison: Comparison) -> None:
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "0.3"]
 
 
+def test_five_clients_come_before_ten(tmp_path: Path) -> None:
+    cells = [("phantom", clients, alpha) for clients in (10, 5) for alpha in (0.3, 0.1)]
+    made = draw_by_alpha(collect(build_comparison(tmp_path, cells, ("fedavg",), (0,))))
+    titles = [axes.get_title(loc="left") for axes in made.axes[::2]]
+    assert [title.partition(":")[0] for title in titles] == ["phantom, N = 5", "phantom, N = 10"]
+
+
 @pytest.mark.parametrize(
     "draw", [draw_by_alpha, draw_clusterings, draw_cluster_count, draw_cost, draw_traffic]
 )
