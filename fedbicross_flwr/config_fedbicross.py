@@ -216,6 +216,12 @@ class PersonalConfig:
     gamma: float = setting(1.0, "weight of KL to the cluster model", low=0.0, source="Eq. 9, IV-A: 0.5")
     delta: float = setting(1.0, "weight of KL to the client's own model", low=0.0, source="Eq. 9, IV-A: 0.3")
     temperature: float = setting(1.0, "temperature of both KL terms", above=0.0)
+    logit_adjustment: float = setting(
+        0.0,
+        "strength of logit adjustment by the frequencies of the client's classes; 0 is plain cross-entropy",
+        low=0.0,
+        source="Menon et al., 2021",
+    )
     replay: float = setting(
         0.5,
         "weight of KL to the server's teacher on the synthetic images, which then travel with the cluster "

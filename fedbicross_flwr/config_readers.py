@@ -18,6 +18,7 @@ READER: Final[Mapping[str, str]] = {
     "personal.gamma": FEDBICROSS,
     "personal.delta": FEDBICROSS,
     "personal.temperature": FEDBICROSS,
+    "personal.logit_adjustment": FEDBICROSS,
     "personal.replay": FEDBICROSS,
     "personal.replay_batch": FEDBICROSS,
     "personal.replay_temperature": FEDBICROSS,

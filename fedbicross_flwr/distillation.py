@@ -74,6 +74,7 @@ def personal_loss(
     gamma: float,
     delta: float,
     temperature: float = 1.0,
+    offset: Tensor | float = 0.0,
 ) -> Tensor:
     """Return L_pers (Eq. 9): CE + gamma KL(G_k || f_pers) + delta KL(f_i || f_pers).
 
@@ -83,13 +84,43 @@ def personal_loss(
         Logits (n, C) of f_pers, G_k and f_i on the same images.
     labels : Tensor
         int64 (n,).
+    offset : Tensor or float, default 0.0
+        Added to the logits in CE alone, (C,); see `class_offset`.
     """
-    loss = F.cross_entropy(student, labels)
+    loss = F.cross_entropy(student + offset, labels)
     if gamma:
         loss = loss + gamma * kl_divergence(cluster, student, temperature)
     if delta:
         loss = loss + delta * kl_divergence(own, student, temperature)
     return loss
+
+
+def class_offset(labels: Tensor, num_classes: int, strength: float) -> Tensor:
+    """Return what logit adjustment adds to the logits of each class: ``strength`` times its log-frequency.
+
+    With it a network need not learn how frequent the client's classes are, and above all not that it lacks
+    some: as cross-entropy would, by pushing the logits of these down on every image.
+
+    Parameters
+    ----------
+    labels : Tensor
+        int64 (n,), those that are trained on.
+    num_classes : int
+        C.
+    strength : float
+        0 leaves cross-entropy as it is, 1 makes it the balanced softmax (Ren et al., NeurIPS 2020).
+
+    Returns
+    -------
+    Tensor
+        (C,). Each class counts one image more than there are, so that absent ones have a logarithm too.
+
+    References
+    ----------
+    Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021, Section 4.2.
+    """
+    counts = labels.bincount(minlength=num_classes) + 1.0
+    return strength * (counts / counts.sum()).log()
 
 
 def personalise(data: LabelledImages, shipment: Shipment, own: StateDict, task: ClientTask) -> StateDict:
@@ -118,12 +149,14 @@ def personalise(data: LabelledImages, shipment: Shipment, own: StateDict, task: 
     teachers = [compute.place(load_state(task.spec, state)) for state in (shipment.model, own)]
     fixed = [predict_logits(teacher, training.images, compute) for teacher in teachers]
 
+    offset = class_offset(training.labels, task.spec.num_classes, settings.logit_adjustment)
     rehearsal = rehearse(shipment, task)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         answers = (training.labels[rows], fixed[0][rows], fixed[1][rows])
         own_logits, companions = logits[: len(rows)], logits[len(rows) :]
-        total = personal_loss(own_logits, *answers, settings.gamma, settings.delta, settings.temperature)
+        weights = (settings.gamma, settings.delta, settings.temperature)
+        total = personal_loss(own_logits, *answers, *weights, offset)
         if rehearsal is not None:
             said = rehearsal.answers()
             total = total + settings.replay * kl_divergence(said, companions, settings.replay_temperature)

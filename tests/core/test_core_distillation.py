@@ -11,7 +11,13 @@ from tiny import noise
 from tiny import one_thread as one_thread
 from torch import Tensor
 
-from fedbicross_flwr.distillation import kl_divergence, noise_share, personal_loss, trajectory_loss
+from fedbicross_flwr.distillation import (
+    class_offset,
+    kl_divergence,
+    noise_share,
+    personal_loss,
+    trajectory_loss,
+)
 
 
 def divergence(teacher: Tensor, student: Tensor, tau: float) -> float:
@@ -77,6 +83,39 @@ def test_personal_loss_has_three_terms(gamma: float, delta: float, tau: float) -
     )
     found = personal_loss(student, torch.from_numpy(labels), cluster, own, gamma, delta, tau)
     assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_offset_moves_the_cross_entropy_and_no_teacher() -> None:
+    student, cluster, own = scores(1), scores(2), scores(3)
+    labels, offset = torch.tensor([0, 1, 2, 3, 1]), torch.tensor([0.5, -2.0, 0.0, 1.0])
+    shifted = log_softmax((student + offset).double().numpy(), 1)[np.arange(5), labels.numpy()].mean()
+    expected = -shifted + 0.5 * divergence(cluster, student, 1.0) + 0.3 * divergence(own, student, 1.0)
+    found = personal_loss(student, labels, cluster, own, 0.5, 0.3, offset=offset)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_offset_is_the_log_frequency_with_one_image_more_of_each_class() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2])
+    expected = np.log(np.array([4, 1, 3, 1]) / 9)
+    np.testing.assert_allclose(class_offset(labels, 4, 1.0).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(class_offset(labels, 4, 0.25).numpy(), 0.25 * expected, rtol=1e-6)
+    assert torch.equal(class_offset(labels, 4, 0.0), torch.zeros(4))
+
+
+def test_with_the_whole_offset_no_class_is_pushed_down_for_being_absent() -> None:
+    """A network that cannot tell images apart learns the labels' frequency; adjusted, it need not."""
+    labels = torch.tensor([0] * 60 + [1] * 30)
+    logits = torch.zeros(3, requires_grad=True)
+
+    def gradient(strength: float) -> Tensor:
+        offset = class_offset(labels, 3, strength)
+        loss = personal_loss(
+            logits.expand(90, 3), labels, *2 * (torch.zeros(90, 3),), 0.0, 0.0, offset=offset
+        )
+        return torch.autograd.grad(loss, logits)[0]
+
+    assert gradient(0.0)[2] == pytest.approx(1 / 3, rel=1e-5)
+    assert float(gradient(1.0).abs().max()) < 0.02
 
 
 def test_teachers_get_no_gradient() -> None:

@@ -152,6 +152,7 @@ def test_a_step_with_rehearsal_is_the_formula() -> None:
         "personal__epochs": 1, "personal__replay_batch": 4, "personal__replay": 0.7,
         "personal__replay_temperature": 2.0, "client__batch_size": 16, "client__validation_fraction": 0.0,
         "client__momentum": 0.0, "client__weight_decay": 0.0, "personal__gamma": 0.5, "personal__delta": 0.3,
+        "personal__logit_adjustment": 0.6,
     }  # fmt: skip
     found = load_state(tiny_spec(), personal(data, replay=images, **options))
     model = load_state(tiny_spec(), cluster()).train()
@@ -162,7 +163,8 @@ def test_a_step_with_rehearsal_is_the_formula() -> None:
     beside = torch.func.functional_call(
         model, {n: b.clone() for n, b in statistics.items()}, images.images.float()
     )
-    loss = torch.nn.functional.cross_entropy(mine, data.labels)
+    frequency = (torch.bincount(data.labels, minlength=3) + 1) / (len(data) + 3)
+    loss = torch.nn.functional.cross_entropy(mine + 0.6 * frequency.log(), data.labels)
     for weight, teacher in zip((0.5, 0.3), fixed, strict=True):
         p = teacher.softmax(1)
         loss = loss + weight * (p * (p.log() - mine.log_softmax(1))).sum(1).mean()

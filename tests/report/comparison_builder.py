@@ -27,6 +27,7 @@ LEVELS: dict[str, tuple[float, float, float, float]] = {
     "fedbicross-uniform": (0.52, 0.60, 0.60, 0.77),
     "fedbicross-similarity": (0.53, 0.63, 0.61, 0.78),
     "fedbicross-no-clustering": (0.46, 0.49, 0.55, 0.75),
+    "fedbicross-balanced": (0.55, 0.66, 0.67, 0.79),
     "fedbicross-parameters": (0.53, 0.64, 0.61, 0.79),
     "fedbicross-hierarchical": (0.52, 0.65, 0.61, 0.78),
     "fedbicross-pacfl": (0.55, 0.66, 0.62, 0.80),
