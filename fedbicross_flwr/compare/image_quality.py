@@ -39,9 +39,11 @@ class ImageQuality:
 
 
 def image_quality(cell: CellRuns) -> tuple[ImageQuality, ...]:
-    """Return one entry for each variant that makes images, in the order of the table."""
+    """Return one entry for each variant that makes images of its own, in the order of the table."""
     found = []
     for variant in cell.variants:
+        if variant.differs_in_stage_3_alone:
+            continue
         runs = [run.quality for _, run in cell.records(variant.name) if run.quality is not None]
         if not runs:
             continue

@@ -190,15 +190,9 @@ def _own(cell: CellRuns, variant: Variant, wall: Mapping[tuple[str, int], float]
     lines = tuple(
         Line(variant.name, role, title, variant.group, found[role], missing)
         for role, title in _titles(variant, both=bool(found[PERSONAL])).items()
-        if found[role] and not (role == SHIPPED and _differs_in_stage_3_alone(variant))
+        if found[role] and not (role == SHIPPED and variant.differs_in_stage_3_alone)
     )
     return lines or (Line(variant.name, PERSONAL, _title(variant), variant.group, {}, missing),)
-
-
-def _differs_in_stage_3_alone(variant: Variant) -> bool:
-    """Return whether a variant ships what FedBiCross ships, so that this row would stand there twice."""
-    settings = variant.overrides.keys() - {"method"}
-    return bool(settings) and all(key.startswith("personal.") for key in settings)
 
 
 def _rounds(run: Run) -> int | None:

@@ -41,6 +41,12 @@ class Variant:
     overrides: Mapping[str, Scalar]
     note: str
 
+    @property
+    def differs_in_stage_3_alone(self) -> bool:
+        """Whether the server's part, and so what is synthesised and shipped, is another variant's."""
+        settings = self.overrides.keys() - {"method"}
+        return bool(settings) and all(key.startswith("personal.") for key in settings)
+
 
 def _method(name: str, title: str, note: str) -> Variant:
     return Variant(name, title, "one-shot", {"method": name}, note)

@@ -103,13 +103,14 @@ def test_every_column_is_of_its_own_metric_and_protocol(shared: Path, key: str) 
     assert shown.deviation == pytest.approx(statistics.stdev(means))
 
 
-def test_what_differs_in_stage_3_alone_has_no_second_row_of_what_is_shipped(tmp_path: Path) -> None:
+def test_what_differs_in_stage_3_alone_repeats_nothing_of_the_server(tmp_path: Path) -> None:
     variants = ("fedbicross", "fedbicross-uniform", "fedbicross-balanced")
     table = table_of(build_comparison(tmp_path, variants=variants, seeds=(0,)))
     rows = [(row.line.variant, row.line.role) for row in table.rows if row.line.seeds]
     shipped = [variant for variant, role in rows if role == SHIPPED]
     assert shipped == ["fedbicross", "fedbicross-uniform"]
     assert [variant for variant, role in rows if role == PERSONAL] == list(variants)
+    assert [one.title for one in table.images] == [VARIANTS[name].title for name in shipped]
 
 
 def test_bytes_and_the_servers_own_seconds(out: Path) -> None:
