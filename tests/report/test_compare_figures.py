@@ -131,7 +131,7 @@ def test_a_mean_of_fewer_seeds_is_named(
     out = build_comparison(tmp_path, CELLS, VARIANTS, (0, 1))
     shutil.rmtree(out / "phantom-N5-alpha0.1" / "fedbicross" / "seed-1")
     made = draw(collect(out))
-    assert made.get_suptitle() == "With fewer seeds: FedBiCross (1 of 2, α = 0.1)"
+    assert made.get_suptitle() == "With fewer seeds: FedBiCross (1 of 2, phantom-N5-alpha0.1)"
     made.draw_without_rendering()
     title = made.texts[0].get_window_extent()
     assert all(title.y0 >= axes.title.get_window_extent().y1 for axes in made.axes)

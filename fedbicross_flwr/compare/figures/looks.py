@@ -93,7 +93,7 @@ def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Lin
     # By variant: a method's two points come from the same runs.
     short = {
         (cell.cell.name, line.variant): f"{line.title} ({len(line.seeds)} of {len(cell.seeds)}, "
-        f"α = {cell.cell.alpha:g})"
+        f"{cell.cell.name})"
         for cell, lines in drawn
         for line in lines
         if 0 < len(line.seeds) < len(cell.seeds)
