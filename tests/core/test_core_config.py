@@ -165,7 +165,8 @@ def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
 OWN: dict[str, Any] = {
     "dafl.lr": 1.0, "dense.lr": 1.0, "fedisca.lr": 1.0, "coboosting.lr": 1.0, "flower.rounds": 99,
     "clustering.clusters": 3, "inversion.lr": 1.0, "teacher.noise_window": 9, "cross_cluster.sweeps": 9,
-    "personal.gamma": 9.0, "personal.replay": 9.0, "inversion.teachers": "in_turn",
+    "personal.gamma": 9.0, "personal.replay": 9.0, "personal.logit_adjustment": 9.0,
+    "inversion.teachers": "in_turn",
 }  # fmt: skip
 """Settings that few methods read; all read `COMMON`."""
 COMMON: dict[str, Any] = {"fedavg.bn": "first", "personal.epochs": 9, "client.lr": 1.0}

@@ -67,9 +67,9 @@ def look_of(variant: str, theme: Theme, order: Sequence[str] = ORDER) -> Look:
 
 
 def federations(cells: Iterable[CellRuns]) -> dict[str, list[CellRuns]]:
-    """Return cells that differ in alpha alone, by their common title, in order of data set, N and alpha."""
+    """Return cells that differ in alpha alone, by their common title; their order is kept."""
     found: dict[str, list[CellRuns]] = {}
-    for cell in sorted(cells, key=lambda one: (one.cell.data, one.cell.clients, one.cell.alpha)):
+    for cell in cells:
         found.setdefault(f"{cell.cell.data}, N = {cell.cell.clients}", []).append(cell)
     return found
 
