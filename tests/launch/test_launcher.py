@@ -202,7 +202,8 @@ def test_keeper_cleans_up_whoever_dies(run_folder: Path, how: str) -> None:
     )
     assert launcher.stdin is not None and launcher.stdout is not None
     keeper_pid = int(launcher.stdout.readline())
-    assert len(keeper.living(run_folder)) == 1
+    # The system shows a process's environment a moment after it has become another program.
+    assert _wait(lambda: len(keeper.living(run_folder)) == 1, 4)
     if how == "launcher killed":
         launcher.kill()
     elif how == "keeper killed":
