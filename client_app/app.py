@@ -1,7 +1,7 @@
 """The ClientApp: round 1 trains and uploads, round 2 distils and answers with scores alone.
 
 What leaves a client is written down here and nowhere else: in round 1 the arrays of f_i, how many images
-it was trained on, and its accuracy on the client's validation images, with ``clustering.by = "pacfl"`` also
+the client holds, and its accuracy on those kept for validation, with ``clustering.by = "pacfl"`` also
 the subspaces of its images; in round 2 scores; in both the client's number and, of a site, its name. A client
 that cannot take part says why, without its paths. What Flower's own strategies are sent in their many rounds
 is written in `client_app.rounds`.

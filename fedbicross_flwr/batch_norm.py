@@ -202,13 +202,14 @@ def plain_statistics_loss(model: nn.Module, images: Tensor) -> tuple[Tensor, Ten
 class SourceStatistics:
     """The running statistics of BatchNorm layers while several sources pass through in training mode.
 
-    A forward pass inside ``record(weight)`` leaves the layers' buffers alone; `commit` then moves them
-    towards the weighted mean of what was recorded, which does not depend on the order of the sources.
+    A forward pass inside ``record(weight)`` leaves these alone, though it counts as a batch; `commit` then
+    moves them towards the weighted mean of what was recorded, which does not depend on the order of the
+    sources.
     """
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
         self.layers = layers
-        self.momenta = [0.1 if layer.momentum is None else layer.momentum for layer in layers]
+        self.momenta = [layer.momentum for layer in layers]
         self.kept = [running(layer) for layer in layers]
         self.sums = [[torch.zeros_like(buffer) for buffer in buffers] for buffers in self.kept]
         self.weight = 0.0
@@ -236,7 +237,7 @@ class SourceStatistics:
         """Move the running statistics towards the weighted sums, by each layer's momentum."""
         for momentum, buffers, sums in zip(self.momenta, self.kept, self.sums, strict=True):
             for buffer, total in zip(buffers, sums, strict=True):
-                buffer.lerp_(total, momentum)
+                buffer.lerp_(total, 0.1 if momentum is None else momentum)
 
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

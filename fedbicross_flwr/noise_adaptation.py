@@ -111,7 +111,7 @@ def by_batch(
 def progressively(
     ensemble: Ensemble, iterates: Iterates, replayed: Sequence[int], config: TeacherConfig, compute: Compute
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the scores with the average of the statistics of x^(1), ..., x^(t)."""
+    """Yield the scores with the moving average of the statistics of x^(1), ..., x^(t)."""
     statistics = Statistics(ensemble, config.noise_momentum)
     wanted = set(replayed)
     for t in sorted(iterates):

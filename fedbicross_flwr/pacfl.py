@@ -36,7 +36,7 @@ def data_subspace(images: LabelledImages, num_classes: int, rank: int) -> Tensor
     Parameters
     ----------
     images : LabelledImages
-        The client's training images.
+        The client's own images, its validation images among them.
     num_classes : int
         C, also where the client lacks some of them.
     rank : int

@@ -211,7 +211,7 @@ def fit(
     Raises
     ------
     FedBiCrossError
-        When the loss is no longer finite, as a learning rate far too large makes it.
+        When the loss or the answers are no longer finite, as a learning rate far too large makes them.
     """
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -243,6 +243,9 @@ def fit(
                 f"lower the learning rate {recipe.lr:g}"
             )
         after_epoch(epoch + 1)
+    # The loss is of the model before its last step.
+    if not torch.isfinite(predict_logits(model, images[: recipe.batch_size], compute)).all():
+        raise FedBiCrossError(f"training diverged in its last step; lower the learning rate {recipe.lr:g}")
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -113,7 +113,7 @@ def answers(state: StateDict, data: FederatedData, task: ClientTask) -> Probabil
     tests = data.read("test", np.arange(len(data.source.labels("test")))).to(task.compute)
     model = task.compute.place(load_state(task.spec, state))
     logits = predict_logits(model, tests.images, task.compute)
-    probabilities: Probabilities = logits.softmax(1).double().cpu().numpy()
+    probabilities: Probabilities = logits.softmax(1).cpu().double().numpy()
     return probabilities
 
 

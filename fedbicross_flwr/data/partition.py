@@ -1,7 +1,9 @@
 """Deals a data set to clients: a Dirichlet partition of the training part, and the test part alike.
 
-The partition is Flower Datasets' `DirichletPartitioner` run on labels alone, so no image is loaded and the
-recipe is the field's own: class by class, shares drawn from Dir(alpha) (paper, Section IV-A).
+The partition is Flower Datasets' `DirichletPartitioner` run on labels alone, so no image is loaded: class by
+class, shares drawn from Dir(alpha) (paper, Section IV-A). It cuts a class in the order in which the source
+holds it, where FedISCA's code mixes it first: clients whose images are neighbours may differ by more than
+their classes (``docs/data.md``).
 """
 
 from __future__ import annotations

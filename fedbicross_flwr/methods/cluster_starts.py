@@ -39,7 +39,7 @@ def federation_start(
 def member_start(
     members: Sequence[ClientUpload], uploads: Sequence[ClientUpload], cluster: int, task: ServerTask
 ) -> nn.Module:
-    """Return the upload that was trained on the most images; of equal ones the first client's."""
+    """Return the upload of the member with the most images; of equal ones the first client's."""
     return load_state(task.spec, max(members, key=lambda member: member.num_samples).state)
 
 

@@ -34,7 +34,7 @@ class ClientUpload:
     client : int
         Its number.
     num_samples : int
-        How many images it trained on.
+        How many images it holds, its validation images among them.
     state : StateDict
         f_i.
     subspace : Tensor, optional

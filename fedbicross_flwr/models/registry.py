@@ -67,7 +67,8 @@ def build_model(spec: ModelSpec, seed: int) -> nn.Module:
             f"there is: {', '.join(MODELS)}"
         )
     with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not `torch.manual_seed`, which sets accelerators' generators as well.
+        torch.default_generator.manual_seed(seed)
         return MODELS[spec.name](spec)
 
 

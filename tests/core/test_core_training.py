@@ -230,6 +230,11 @@ def test_a_divergence_says_what_to_lower(schedule: str) -> None:
         trained(client__lr=1e20, client__epochs=4, client__schedule=schedule)
 
 
+def test_a_divergence_in_the_last_step_is_one_too() -> None:
+    with pytest.raises(FedBiCrossError, match=r"diverged in its last step; lower the learning rate 1e\+25"):
+        trained(blobs(12), client__lr=1e25, client__epochs=1, client__batch_size=64)
+
+
 def test_prediction_in_batches_keeps_the_mode_and_the_statistics() -> None:
     model = build_model(tiny_spec(), 0).train()
     kept = state_of(model)
