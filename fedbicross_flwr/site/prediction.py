@@ -120,6 +120,7 @@ def folder_batch(folder: Path) -> Batch:
 
 def readable_endings() -> set[str]:
     """Return the endings of images, in lower case with their dot: those that Pillow itself can decode."""
+    Image.init()  # Until then Pillow knows of no kind.
     kinds = {kind for kind, (opener, _) in Image.OPEN.items() if not is_stub(opener)} - {"EPS", "WMF"}
     return {ending for ending, kind in Image.registered_extensions().items() if kind in kinds}
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -372,3 +373,8 @@ def test_the_card_of_a_model_without_scores_says_so(tmp_path: Path, command: Com
 def test_a_card_of_nothing_is_one_line(tmp_path: Path, command: Command) -> None:
     command("card", "--model", tmp_path).is_refusal("no personal.safetensors")
     command("card", "--model", tmp_path / "absent").is_refusal("no such file")
+
+
+def test_a_fresh_process_knows_the_endings_of_images() -> None:
+    source = "from fedbicross_flwr.site.prediction import readable_endings as r; assert '.png' in r()"
+    subprocess.run([sys.executable, "-c", source], check=True, cwd=Path(__file__).parents[2])
