@@ -105,13 +105,11 @@ def test_class_offset_is_the_log_frequency_with_one_image_more_of_each_class() -
 def test_with_the_whole_offset_no_class_is_pushed_down_for_being_absent() -> None:
     """A network that cannot tell images apart learns the labels' frequency; adjusted, it need not."""
     labels = torch.tensor([0] * 60 + [1] * 30)
-    logits = torch.zeros(3, requires_grad=True)
+    logits, idle = torch.zeros(3, requires_grad=True), torch.zeros(90, 3)
 
     def gradient(strength: float) -> Tensor:
         offset = class_offset(labels, 3, strength)
-        loss = personal_loss(
-            logits.expand(90, 3), labels, *2 * (torch.zeros(90, 3),), 0.0, 0.0, offset=offset
-        )
+        loss = personal_loss(logits.expand(90, 3), labels, idle, idle, 0.0, 0.0, offset=offset)
         return torch.autograd.grad(loss, logits)[0]
 
     assert gradient(0.0)[2] == pytest.approx(1 / 3, rel=1e-5)
