@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flower_cli import Arguments, as_command, flwr
 
-from fedbicross_flwr.centre.server import DATA
+from fedbicross_flwr.centre.server import DATA, check_settings
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded, reading, write_bytes
@@ -52,6 +52,7 @@ def main() -> int:
             f"{chosen.config} names no sites, so it is a simulation: name the sites in deployment.sites, as "
             "configs/site.toml does, or use fedbicross simulate"
         )
+    check_settings(config)
     with reading(out):
         former = opened_last(out)
         if former is not None:

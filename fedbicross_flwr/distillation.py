@@ -214,7 +214,8 @@ def adapt(
         local.weight_decay,
         settings.schedule,
         local.batch_size,
-        False,
+        augment=False,
+        lr_key="personal.lr",
     )
 
     def after_epoch(epoch: int) -> None:

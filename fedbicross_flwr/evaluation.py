@@ -44,7 +44,7 @@ def score(labels: NDArray[np.int64], probabilities: Probabilities) -> Scores:
     """
     if not np.isfinite(probabilities).all():
         raise FedBiCrossError(
-            "the model's answers are not finite: its training diverged; lower the learning rate"
+            "the model's answers are not finite: its training diverged; lower client.lr or personal.lr"
         )
     answers = probabilities.argmax(1)
     present = np.unique(labels)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedbicross_flwr.client import ClientImages
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition, dirichlet_partition
 from fedbicross_flwr.data.registry import open_source
@@ -22,6 +23,7 @@ from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded
+from fedbicross_flwr.models import check_model_name
 from fedbicross_flwr.site.store import short_hash
 from fedbicross_flwr.training import LabelledImages
 
@@ -45,6 +47,25 @@ def open_data(config: RunConfig) -> ImageSource:
         phantom_channels=data.phantom_channels,
         seed=config.seed,
     )
+
+
+def check_federation(config: RunConfig, info: DatasetInfo) -> None:
+    """Find, before a folder is taken, what otherwise the first client or the server's stages would find.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the network is unknown, no client could have as many classes as it must, or the device is not
+        here.
+    """
+    check_model_name(config.model.name)
+    wanted = config.client.min_classes
+    if wanted > info.num_classes:
+        raise FedBiCrossError(
+            f"client.min_classes = {wanted} is more than the {info.num_classes} classes that there are, so "
+            "that no client could take part; lower it"
+        )
+    Compute.of(config.runtime)
 
 
 def deal(source: ImageSource, config: RunConfig) -> Partition:

@@ -15,17 +15,7 @@ from torch import Tensor, nn
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.seeds import derive_seed, torch_generator
-from fedbicross_flwr.training import (
-    Best,
-    ClientTask,
-    LabelledImages,
-    LocalModel,
-    Recipe,
-    accuracy,
-    check_trainable,
-    fit,
-    predict_logits,
-)
+from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, fit_client, predict_logits
 
 
 def initial_state(spec: ModelSpec, config: RunConfig) -> StateDict:
@@ -73,32 +63,14 @@ def train_round(
     FedBiCrossError
         When the client has too few images or classes, or the training diverges.
     """
-    config, compute = task.config, task.compute
-    model = compute.place(load_state(task.spec, received))
-    training, validation = data.to(compute).split(config.client.validation_fraction)
-    check_trainable(training, config.client)
-    recipe = Recipe.of(config.client)
-    epochs = epochs_of(recipe.epochs, config.flower.rounds, number)
-    term = proximal_term(model, proximal_mu)
-    accuracies: list[float] = []
-    best = Best()
-
-    def after_epoch(epoch: int) -> None:
-        accuracies.append(accuracy(model, validation, compute))
-        if config.client.checkpoint == "best":
-            best.offer(accuracies[-1], len(accuracies), model)
-        task.progress.advance("training", epoch, recipe.epochs, client=task.client)
-
-    def loss(logits: Tensor, rows: Tensor) -> Tensor:
-        supervised = F.cross_entropy(logits, training.labels[rows])
-        return supervised + term() if proximal_mu else supervised
-
+    config = task.config
+    model = task.compute.place(load_state(task.spec, received))
+    epochs = epochs_of(config.client.epochs, config.flower.rounds, number)
     # The first round draws as round 1 of a one-shot run does.
     order = torch_generator(config.seed, "training", task.client, None if number == 1 else number)
+    penalty = proximal_term(model, proximal_mu) if proximal_mu else None
     # The momentum starts anew, as the round's weights do.
-    fit(model, training.images, loss, recipe, order, compute, after_epoch, epochs=epochs)
-    chosen, state = best.choice or (len(epochs), state_of(model))
-    return LocalModel(state, chosen, tuple(accuracies))
+    return fit_client(model, data, task, order, epochs, penalty)
 
 
 def proximal_term(model: nn.Module, mu: float) -> Callable[[], Tensor]:

@@ -35,6 +35,7 @@ from fedbicross_flwr.runs.trackers import check_tracker, track
 from fedbicross_flwr.server_rows import EVALUATION, server_scores
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores
+from fedbicross_flwr.sound import check_sound
 from fedbicross_flwr.synthetic_quality import synthetic_quality
 from fedbicross_flwr.uploads import check_subspace, check_upload, payload_bytes, upload_bytes, upload_tensors
 
@@ -67,9 +68,6 @@ class Server:
     extra: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    def __post_init__(self) -> None:
-        check_tracker(self.config.runtime)
-
     @classmethod
     def open(cls, config: RunConfig, path: Path, runner: str) -> Server:
         """Open the data, deal it, and open or continue the run folder; uploads kept there are taken up.
@@ -77,8 +75,8 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            When the method is unknown or cannot be run so, the data or the folder cannot be used, or the
-            settings name sites, whose data are not here.
+            When the method is unknown or cannot be run so, a setting, the data or the folder cannot be used,
+            or the settings name sites, whose data are not here.
         """
         if config.is_deployment:
             raise FedBiCrossError(
@@ -87,6 +85,7 @@ class Server:
             )
         method_named(config.method)
         check_rounds(config, runner)
+        check_tracker(config.runtime)
         folder, data = open_run(config, path)
         server = cls(config, folder, data, runner)
         for client in range(data.num_clients):
@@ -121,6 +120,11 @@ class Server:
         """Return where progress is noted."""
         return EventLog(self.folder.path / "progress.jsonl")
 
+    @property
+    def task(self) -> ServerTask:
+        """Return what uploads are checked and late sites placed with; the method's own keeps its stages."""
+        return ServerTask(self.spec, self.config, self.compute, self.progress)
+
     def take(self, upload: ClientUpload, said: Mapping[str, float]) -> None:
         """Take an upload into the run."""
         self.uploads[upload.client] = upload
@@ -152,11 +156,13 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            See `fedbicross_flwr.uploads`.
+            See `fedbicross_flwr.uploads` and `fedbicross_flwr.sound`.
         """
         check_upload(upload.client, upload.state, upload.num_samples, self.spec)
         if self.config.needs_subspaces:
             check_subspace(upload.client, upload.subspace, self.spec, self.config.clustering.pacfl_rank)
+        with cpu_threads(1):
+            check_sound(upload.client, upload.state, self.task)
 
     def refuse(self, client: int, reason: str) -> None:
         """Go on without a client and say why."""

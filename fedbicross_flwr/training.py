@@ -51,7 +51,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How SGD is run; the fields are those of `ClientConfig`."""
+    """How SGD is run; the fields are those of `ClientConfig`, and the setting that `lr` comes from."""
 
     epochs: int
     lr: float
@@ -60,6 +60,7 @@ class Recipe:
     schedule: str
     batch_size: int
     augment: bool
+    lr_key: str = "client.lr"
 
     @classmethod
     def of(cls, client: ClientConfig) -> Recipe:
@@ -121,30 +122,57 @@ def train_client(data: LabelledImages, task: ClientTask) -> LocalModel:
     config, compute = task.config, task.compute
     start = None if config.client.initial_weights == "shared" else task.client
     model = compute.place(build_model(task.spec, derive_seed(config.seed, "initial-weights", start)))
+    return fit_client(model, data, task, torch_generator(config.seed, "training", task.client))
+
+
+def fit_client(
+    model: nn.Module,
+    data: LabelledImages,
+    task: ClientTask,
+    order: torch.Generator,
+    epochs: range | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+) -> LocalModel:
+    """Run the client's recipe on its own images, and keep the epoch that ``client.checkpoint`` says.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the device; changed in place.
+    data : LabelledImages
+        All of the client's images; the first part of them chooses the epoch.
+    order : torch.Generator
+        Draws the order of the images and their augmentation.
+    epochs : range, optional
+        Which of the recipe's epochs are run, counted from 0; all by default. `LocalModel` counts these alone.
+    penalty : callable, optional
+        Gives a term that is added to the cross-entropy at each step.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the client has too few images or classes to learn from, or the training diverges.
+    """
+    config, compute = task.config, task.compute
     training, validation = data.to(compute).split(config.client.validation_fraction)
     check_trainable(training, config.client)
     recipe = Recipe.of(config.client)
-    labels = training.labels
     accuracies: list[float] = []
     best = Best()
 
     def after_epoch(epoch: int) -> None:
         accuracies.append(accuracy(model, validation, compute))
         if config.client.checkpoint == "best":
-            best.offer(accuracies[-1], epoch, model)
+            best.offer(accuracies[-1], len(accuracies), model)
         task.progress.advance("training", epoch, recipe.epochs, client=task.client)
 
-    fit(
-        model,
-        training.images,
-        lambda logits, rows: F.cross_entropy(logits, labels[rows]),
-        recipe,
-        torch_generator(config.seed, "training", task.client),
-        compute,
-        after_epoch,
-    )
-    epoch, state = best.choice or (recipe.epochs, state_of(model))
-    return LocalModel(state, epoch, tuple(accuracies))
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        supervised = F.cross_entropy(logits, training.labels[rows])
+        return supervised + penalty() if penalty else supervised
+
+    fit(model, training.images, loss, recipe, order, compute, after_epoch, epochs=epochs)
+    chosen, state = best.choice or (len(accuracies), state_of(model))
+    return LocalModel(state, chosen, tuple(accuracies))
 
 
 def check_trainable(data: LabelledImages, client: ClientConfig) -> None:
@@ -240,12 +268,12 @@ def fit(
         if not torch.isfinite(last.detach()):
             raise FedBiCrossError(
                 f"training diverged in epoch {epoch + 1} (loss {float(last.detach())}); "
-                f"lower the learning rate {recipe.lr:g}"
+                f"lower {recipe.lr_key} = {recipe.lr:g}"
             )
         after_epoch(epoch + 1)
     # The loss is of the model before its last step.
     if not torch.isfinite(predict_logits(model, images[: recipe.batch_size], compute)).all():
-        raise FedBiCrossError(f"training diverged in its last step; lower the learning rate {recipe.lr:g}")
+        raise FedBiCrossError(f"training diverged in its last step; lower {recipe.lr_key} = {recipe.lr:g}")
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

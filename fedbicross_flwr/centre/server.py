@@ -17,16 +17,34 @@ from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_betwee
 from fedbicross_flwr.centre.uploads import SiteUploads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
-from fedbicross_flwr.federated_data import SiteFederation
+from fedbicross_flwr.federated_data import SiteFederation, check_federation
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.methods import ServerOutcome, method_named
 from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.runs.record import ClientRecord
+from fedbicross_flwr.runs.trackers import check_tracker
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores, read_scores, write_scores
 
 DATA = "the sites' own"
 """Stands in ``identity.json`` where a simulation has its data's fingerprint."""
+
+
+def check_settings(config: RunConfig) -> None:
+    """Find what a deployment cannot be run with, before it takes a folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the method is unknown or takes many rounds, or the network, device or tracker is not there.
+    """
+    method_named(config.method)
+    if is_flower(config.method):
+        raise FedBiCrossError(
+            f"method = {config.method!r} takes many rounds, and sites upload once; choose a one-shot method"
+        )
+    check_tracker(config.runtime)
+    check_federation(config, SiteFederation.of(config).info)
 
 
 @dataclass
@@ -40,15 +58,9 @@ class SiteServer(SiteUploads):
         Raises
         ------
         FedBiCrossError
-            When the method is unknown or takes many rounds, the registry cannot be read, or the folder
-            cannot be used.
+            See `check_settings`; or when the registry cannot be read or the folder not be used.
         """
-        method_named(config.method)
-        if is_flower(config.method):
-            raise FedBiCrossError(
-                f"method = {config.method!r} takes many rounds, and sites upload once; choose a one-shot "
-                "method"
-            )
+        check_settings(config)
         registry = SiteRegistry.open(config.deployment)
         folder = RunFolder.open(path, config, DATA)
         roster = Roster.open(path, config)

@@ -1,8 +1,8 @@
-"""Uploads that are unlike the others: what is refused, and what is pointed out.
+"""Uploads that are unlike the others, pointed out.
 
 A server cannot tell a poisoned model from an unusual hospital. So only what would take the numbers of the
-others with it is refused; what is merely far from the rest is flagged, and `deployment.hold_back` decides.
-Everything here reads the models alone, on artificial images.
+others with it is refused (`fedbicross_flwr.sound`); what is merely far from the rest is flagged here, and
+`deployment.hold_back` decides. Everything reads the models alone, on artificial images.
 """
 
 from __future__ import annotations
@@ -15,63 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedbicross_flwr.clustering import PROBES
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import StateDict, with_tensors
-from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.sound import varied_probes
 from fedbicross_flwr.training import predict_logits
-
-LARGEST_VALUE: Final = 1e6
-LARGEST_LOGIT: Final = 1e4
-"""No training leaves such numbers; squared and summed over layers, larger ones leave float32."""
 
 FAR: Final = 5.0
 """Robust standard deviations from the median at which an upload is flagged."""
 
 MANY: Final = 10.0
 """Times the median number of images at which an upload is flagged."""
-
-PROBES_OF_A_KIND: Final = 32
-AMPLITUDES: Final = (0.5, 1.0, 2.0)
-
-
-def varied_probes(channels: int, seed: int) -> Tensor:
-    """Return noise, blobs and colours of several strengths, float32 (n, channels, 28, 28).
-
-    A good model may say the same of all images of one kind of noise, but hardly of all these.
-    """
-    generator = torch_generator(seed, "upload-flags")
-    shape = (PROBES_OF_A_KIND, channels, 28, 28)
-    kinds = [draw(shape, generator) * amplitude for draw in PROBES.values() for amplitude in AMPLITUDES]
-    return torch.cat(kinds)
-
-
-def check_sound(client: int, state: StateDict, task: ServerTask) -> None:
-    """Refuse an upload whose finite values make numbers that are not, in its answers or in later sums.
-
-    Raises
-    ------
-    FedBiCrossError
-        Naming the tensor and its largest value, or the answers.
-    """
-    for name, tensor in state.items():
-        if tensor.dtype.is_floating_point and tensor.numel():
-            largest = float(tensor.abs().max())
-            if largest > LARGEST_VALUE:
-                raise FedBiCrossError(
-                    f"upload of client {client} is refused: {name} holds {largest:.3g}, and nothing above "
-                    f"{LARGEST_VALUE:.0e} comes out of a training; train the model again"
-                )
-    logits = predict_logits(
-        task.load(state), varied_probes(task.spec.channels, task.config.seed), task.compute
-    )
-    if not torch.isfinite(logits).all() or float(logits.abs().max()) > LARGEST_LOGIT:
-        found = float(logits.nan_to_num(torch.inf).abs().max())
-        raise FedBiCrossError(
-            f"upload of client {client} is refused: its answers reach {found:.3g}, and nothing above "
-            f"{LARGEST_LOGIT:.0e} comes of a training; train the model again"
-        )
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fedbicross_flwr.centre.registry import SiteRegistry
 from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_since
-from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
+from fedbicross_flwr.centre.upload_flags import find_flags
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError, harmless
-from fedbicross_flwr.methods import ClientUpload, ServerTask
+from fedbicross_flwr.methods import ClientUpload
 from fedbicross_flwr.models import StateDict, build_model
 from fedbicross_flwr.pacfl import subspace_bytes
 from fedbicross_flwr.runs.record import ClientRecord
@@ -60,11 +60,6 @@ class SiteUploads(Server):
     def site(self, client: int) -> SiteEntry:
         """Return a site's entry of the roster."""
         return self.roster.sites[client]
-
-    @property
-    def task(self) -> ServerTask:
-        """Return what checks and late sites are computed with."""
-        return ServerTask(self.spec, self.config, self.compute, self.progress)
 
     @property
     def needed(self) -> int:
@@ -111,12 +106,6 @@ class SiteUploads(Server):
         if client in self.uploads:
             late = self.roster.closed is not None
             self.roster.change(client, state="uploaded", uploaded=now(), late=late, reason="")
-
-    def check(self, upload: ClientUpload) -> None:
-        """Refuse what could take the others' numbers with it, besides what no model is."""
-        super().check(upload)
-        with cpu_threads(1):
-            check_sound(upload.client, upload.state, self.task)
 
     def refuse(self, client: int, reason: str) -> None:
         """Go on without a site, for now, and say why."""

@@ -12,12 +12,10 @@ from fedbicross_flwr.compare.pace import say_at_once
 from fedbicross_flwr.compare.pages import write_comparison
 from fedbicross_flwr.compare.plan import PlannedRun
 from fedbicross_flwr.compare.single_run import FAILED
-from fedbicross_flwr.compute import Compute
-from fedbicross_flwr.federated_data import deal, open_data
+from fedbicross_flwr.federated_data import check_federation, deal, open_data
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
-from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.runs.folder import LOCK, check_folder, drop_shared_stages, make_writable
 from fedbicross_flwr.runs.opening import sole_comparison
 from fedbicross_flwr.runs.trackers import check_tracker
@@ -73,8 +71,7 @@ def check_data(run: PlannedRun) -> str:
     """Open and deal a run's data; return its fingerprint."""
     source = open_data(run.config)
     deal(source, run.config)
-    Compute.of(run.config.runtime)
-    build_model(ModelSpec.of(run.config, source.info.num_classes, source.info.channels), 0)
+    check_federation(run.config, source.info)
     return source.fingerprint()
 
 

@@ -52,7 +52,7 @@ from fedbicross_flwr.methods.protocol import (
     ServerTask,
     StageResult,
 )
-from fedbicross_flwr.models import state_of
+from fedbicross_flwr.models import all_finite, state_of
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.shipment import Replay
 
@@ -215,10 +215,7 @@ def replay(
 
 def check_finite(targets: Sequence[Target], history: Tensor) -> None:
     """Refuse cluster models that diverged, before they are kept or shipped."""
-    finite = torch.isfinite(history).all() and all(
-        bool(torch.isfinite(parameter).all()) for target in targets for parameter in target.parameters
-    )
-    if not finite:
+    if not all_finite([history, *(parameter for target in targets for parameter in target.parameters)]):
         raise FedBiCrossError(
             f"the cross-cluster optimisation diverged; lower cross_cluster.lr = {targets[0].config.lr:g}"
         )

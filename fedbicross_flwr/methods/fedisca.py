@@ -49,7 +49,7 @@ from fedbicross_flwr.methods.protocol import (
     StageResult,
 )
 from fedbicross_flwr.methods.student import start_student
-from fedbicross_flwr.models import state_of
+from fedbicross_flwr.models import all_finite, state_of
 from fedbicross_flwr.noise_adaptation import load, teacher_scores
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import SCHEDULES
@@ -137,7 +137,7 @@ class Student:
 
     def check_finite(self, epoch: int, lr: float) -> None:
         """Refuse a student that diverged, before it is kept or shipped."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters):
+        if not all_finite(self.parameters):
             raise FedBiCrossError(
                 f"FedISCA's student diverged in epoch {epoch + 1}; lower fedisca.lr = {lr:g}"
             )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.methods.protocol import ClientUpload, Findings, ServerOutcome, ServerTask, StageResult
-from fedbicross_flwr.models import build_model, load_state, state_of
+from fedbicross_flwr.models import all_finite, build_model, load_state, state_of
 from fedbicross_flwr.seeds import derive_seed
 
 MODEL = "model."
@@ -80,7 +80,7 @@ def student_outcome(
 
     def compute() -> StageResult:
         student, images, labels = make()
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in student.parameters()):
+        if not all_finite(student.parameters()):
             raise FedBiCrossError(f"{name} ended with weights that are not finite; lower {name}.lr")
         tensors = {MODEL + key: tensor for key, tensor in state_of(student).items()}
         tensors["images"] = images.detach().float().cpu().contiguous()

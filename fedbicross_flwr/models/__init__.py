@@ -3,8 +3,10 @@
 from fedbicross_flwr.models.registry import (
     ModelSpec,
     StateDict,
+    all_finite,
     blocks_of,
     build_model,
+    check_model_name,
     load_state,
     state_of,
     with_tensors,
@@ -13,8 +15,10 @@ from fedbicross_flwr.models.registry import (
 __all__ = [
     "ModelSpec",
     "StateDict",
+    "all_finite",
     "blocks_of",
     "build_model",
+    "check_model_name",
     "load_state",
     "state_of",
     "with_tensors",

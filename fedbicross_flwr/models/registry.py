@@ -8,7 +8,7 @@ it in `MODELS`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,6 +50,20 @@ MODELS: Mapping[str, Callable[[ModelSpec], nn.Module]] = {"resnet18": resnet18}
 _DRAWING = threading.Lock()
 
 
+def check_model_name(name: str) -> None:
+    """Refuse an architecture that is not there.
+
+    Raises
+    ------
+    FedBiCrossError
+        With the near names.
+    """
+    if name not in MODELS:
+        raise FedBiCrossError(
+            f"model.name = {name!r} is not known{near_names(name, MODELS)}; there is: {', '.join(MODELS)}"
+        )
+
+
 def build_model(spec: ModelSpec, seed: int) -> nn.Module:
     """Build a network with random weights that depend on `seed` alone.
 
@@ -61,11 +75,7 @@ def build_model(spec: ModelSpec, seed: int) -> nn.Module:
     FedBiCrossError
         For an unknown architecture.
     """
-    if spec.name not in MODELS:
-        raise FedBiCrossError(
-            f"model.name = {spec.name!r} is not known{near_names(spec.name, MODELS)}; "
-            f"there is: {', '.join(MODELS)}"
-        )
+    check_model_name(spec.name)
     with _DRAWING, torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`, which sets accelerators' generators as well.
         torch.default_generator.manual_seed(seed)
@@ -102,6 +112,11 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
             "needs; set 'kept'"
         )
     return list(cast("Sequence[nn.Module]", model.blocks))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether no value is infinite or not a number, as those of a model that diverged are."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def state_of(model: nn.Module) -> StateDict:

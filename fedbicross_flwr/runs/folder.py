@@ -68,8 +68,11 @@ class RunFolder:
             something else; nothing in it is touched then.
         """
         check_folder(path, config, data_fingerprint)
+        cache = shared_folder(config)
+        if cache:
+            make_writable(cache, "cache")
         maker = None if config.is_deployment else made_by(config, Compute.of(config.runtime))
-        folder = cls(path, cache=shared_folder(config), maker=maker)
+        folder = cls(path, cache=cache, maker=maker)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
         write_bytes(path / "config.toml", to_toml(config).encode())
         return folder
@@ -207,15 +210,15 @@ def strange_files(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
 
 
-def make_writable(path: Path) -> None:
-    """Make a folder and try whether files can be written there."""
+def make_writable(path: Path, named_by: str = "--out") -> None:
+    """Make a folder, which an option or setting names, and try whether files can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise FedBiCrossError(
-            f"cannot write to {path}: {error.strerror}; choose another folder with --out"
+            f"cannot write to {path}: {error.strerror}; choose another folder with {named_by}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import FederatedData, deal, open_data
+from fedbicross_flwr.federated_data import FederatedData, check_federation, deal, open_data
 from fedbicross_flwr.runs.folder import IDENTITY, LOCK, RunFolder, check_folder, strange_files
 
 if sys.platform != "win32":
@@ -30,9 +30,10 @@ def open_run(config: RunConfig, path: Path) -> tuple[RunFolder, FederatedData]:
     Raises
     ------
     FedBiCrossError
-        When the data or the folder cannot be used.
+        When the data, the settings that go with them, or the folder cannot be used.
     """
     source = open_data(config)
+    check_federation(config, source.info)
     check_folder(path, config, source.fingerprint())
     kept = path / "partition.json"
     partition = Partition.load(kept) if kept.exists() else deal(source, config)

@@ -83,6 +83,30 @@ def test_the_minimum_that_a_dirichlet_draw_cannot_meet_is_named(command: Command
 
 
 @pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("method=fedbicros", ("method = 'fedbicros'", "did you mean fedbicross")),
+        ("model.name=resnet19", ("model.name = 'resnet19'",)),
+        ("client.min_classes=9", ("client.min_classes = 9", "the 8 classes")),
+        ("runtime.device=cuda:99", ("runtime.device = 'cuda:99'",)),
+        ("cache=file/inside", ("file/inside", "choose another folder with cache")),
+    ],
+)
+def test_what_clients_would_find_is_found_before_the_folder_is_taken(
+    command: Command, tmp_path: Path, setting: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    command("--set", setting).is_refusal(*words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rate", [100.0, 1e6])
+def test_clients_whose_training_diverged_are_left_out_for_it(command: Command, rate: float) -> None:
+    """Their weights are finite, but numbers that the server makes of them are not, or say nothing."""
+    command("--set", f"client.lr={rate}").is_refusal("no client sent a usable model", "client.lr")
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (None, ("cannot read configuration", "run.toml", "No such file")),

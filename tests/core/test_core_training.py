@@ -226,12 +226,12 @@ def test_batches_of_one_are_refused_in_words() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_divergence_says_what_to_lower(schedule: str) -> None:
-    with pytest.raises(FedBiCrossError, match=r"diverged in epoch \d+ .*lower the learning rate 1e\+20"):
+    with pytest.raises(FedBiCrossError, match=r"diverged in epoch \d+ .*lower client\.lr = 1e\+20"):
         trained(client__lr=1e20, client__epochs=4, client__schedule=schedule)
 
 
 def test_a_divergence_in_the_last_step_is_one_too() -> None:
-    with pytest.raises(FedBiCrossError, match=r"diverged in its last step; lower the learning rate 1e\+25"):
+    with pytest.raises(FedBiCrossError, match=r"diverged in its last step; lower client\.lr = 1e\+25"):
         trained(blobs(12), client__lr=1e25, client__epochs=1, client__batch_size=64)
 
 

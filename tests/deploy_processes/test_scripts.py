@@ -496,6 +496,25 @@ def test_a_simulation_is_not_started_at_the_centre(tmp_path: Path, monkeypatch: 
         start(tmp_path, {"seed": 3}, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("method", "fedbicros", "did you mean fedbicross"),
+        ("method", "flower:FedAvg", "takes many rounds"),
+        ("model.name", "resnet19", "did you mean resnet18"),
+        ("client.min_classes", 3, "client.min_classes = 3 is more than the 2 classes"),
+        ("runtime.device", "cuda:99", "runtime.device = 'cuda:99'"),
+    ],
+)
+def test_what_the_server_could_not_run_is_not_started(
+    key: str, value: Scalar, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Scalar] = {"deployment.sites": "a, b", "deployment.class_names": "x, y", key: value}
+    with pytest.raises(FedBiCrossError, match=re.escape(said)):
+        start(tmp_path, settings, monkeypatch)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_is_not_started_in_the_folder_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

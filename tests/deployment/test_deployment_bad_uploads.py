@@ -29,7 +29,7 @@ from small_runs import TINY
 
 from fedbicross_flwr.artifacts import read_tensors
 from fedbicross_flwr.centre.server import SiteServer
-from fedbicross_flwr.centre.upload_flags import check_sound, find_flags
+from fedbicross_flwr.centre.upload_flags import find_flags
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -39,6 +39,7 @@ from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.report import load_run
 from fedbicross_flwr.report.view import warnings
 from fedbicross_flwr.server import Server
+from fedbicross_flwr.sound import check_sound
 
 Spoil = Callable[[Message], None]
 
