@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 
+if TYPE_CHECKING:
+    from fedbicross_flwr.compare.collect import Comparison
+
 OUT = Path("comparisons")
 FORMATS = ("markdown", "csv", "latex")
 
 Out = Annotated[Path, typer.Option(help="Folder of the comparison.", metavar="FOLDER")]
+Scale = Annotated[str, typer.Option(help="Runs of that scale alone: quick or paper. [all runs]")]
 
 
 def table(
@@ -21,6 +25,7 @@ def table(
     ],
     out: Out = OUT,
     format: Annotated[str, typer.Option(help="markdown, csv or latex.")] = FORMATS[0],
+    scale: Scale = "",
 ) -> None:
     """Print table I, II or III of the paper, its figures beside those of the runs that are there.
 
@@ -30,7 +35,7 @@ def table(
         raise FedBiCrossError(
             f"--format {format!r} is unknown{near_names(format, FORMATS)}; there are {', '.join(FORMATS)}"
         )
-    print(table_text(name, out, format), end="")
+    print(table_text(name, out, format, scale), end="")
 
 
 def figure(
@@ -42,6 +47,7 @@ def figure(
         ),
     ] = "all",
     out: Out = OUT,
+    scale: Scale = "",
 ) -> None:
     """Draw figures of a comparison into its folder figures: 2 or 3 of the paper, another by name, or all.
 
@@ -49,7 +55,7 @@ def figure(
     """
     from fedbicross_flwr.compare.figures import write_comparison_figures
 
-    written = write_comparison_figures(out, name)
+    written = write_comparison_figures(runs_in(out, scale), name)
     for file in written.files:
         print(file)
     for title, reason in written.left_out.items():
@@ -69,22 +75,36 @@ def export_records(
     print(f"{len(written)} run(s): {to}")
 
 
-def table_text(name: str, out: Path, format: str) -> str:
+def runs_in(out: Path, scale: str) -> Comparison:
+    """Return the runs of a comparison; with a scale, those of another have no results.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is no such folder or scale.
+    """
+    # Imported here and below, as PyTorch takes seconds to load and `--help` should not.
+    from fedbicross_flwr.compare.collect import collect
+    from fedbicross_flwr.compare.scale import at_scale
+
+    comparison = collect(out)
+    return at_scale(comparison, scale) if scale else comparison
+
+
+def table_text(name: str, out: Path, format: str, scale: str = "") -> str:
     """Return a table of the paper, or of one cell, in one of `FORMATS`.
 
     Raises
     ------
     FedBiCrossError
-        When there is no such table or folder.
+        When there is no such table, folder or scale.
     """
-    # Imported here, as PyTorch takes seconds to load and `--help` should not.
-    from fedbicross_flwr.compare.collect import collect
     from fedbicross_flwr.compare.paper_render import PAPER_FORMATS
     from fedbicross_flwr.compare.paper_tables import paper_table
     from fedbicross_flwr.compare.render import FORMATS as CELL_FORMATS
     from fedbicross_flwr.compare.tables import comparison_table
 
-    comparison = collect(out)
+    comparison = runs_in(out, scale)
     for cell in comparison.cells:
         if cell.cell.name == name:
             return CELL_FORMATS[format].render(comparison_table(cell))

@@ -61,7 +61,7 @@ def data(drawn: Any) -> NDArray[np.float64]:
 
 
 def test_every_figure_is_written_and_none_is_blank_or_cut(out: Path) -> None:
-    written = write_comparison_figures(out)
+    written = write_comparison_figures(collect(out))
     expected = [*FIGURES, *(f"images-{data}-N{clients}-alpha{alpha:g}" for data, clients, alpha in CELLS)]
     assert [file.stem for file in written.files] == expected
     assert written.left_out == {}
@@ -82,7 +82,7 @@ def test_a_figure_without_data_is_left_out_with_its_reason(tmp_path: Path) -> No
     stale = tmp_path / "figures" / "clusterings.png"
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier call")
-    written = write_comparison_figures(tmp_path)
+    written = write_comparison_figures(collect(tmp_path))
     drawn = ["cost", "accuracy-by-bytes"]
     assert [file.stem for file in written.files] == drawn
     assert set(written.left_out) == {*FIGURES, "images-phantom-N5-alpha0.3"} - set(drawn)

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comparison_builder import build_cell_run, build_comparison, set_accuracies
+from comparison_builder import build_cell_run, build_comparison, set_accuracies, set_config
 
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.commands import table_text
@@ -17,7 +17,11 @@ from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED, line_of, lines_of
 from fedbicross_flwr.compare.paired import NOT_INDEPENDENT, paired_tests
 from fedbicross_flwr.compare.paper import load_paper
 from fedbicross_flwr.compare.paper_tables import paper_table
+from fedbicross_flwr.compare.plan import SCALES, scale_file
 from fedbicross_flwr.compare.variants import VARIANTS
+from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.settings import read_toml
 
 
 def test_the_papers_figures_are_complete_and_agree_with_its_text() -> None:
@@ -101,6 +105,29 @@ def test_what_is_not_run_is_a_dash_and_differences_are_said(tmp_path: Path) -> N
     assert len(paper_table("iii", collect(out)).blocks) == 5
     latex = table_text("III", out, "latex")
     assert latex.count(r"\begin{table*}") == 5 and "%" not in re.sub(r"\\%|^%.*|\{%$", "", latex, flags=re.M)
+
+
+def test_a_scale_takes_its_own_runs_alone(tmp_path: Path) -> None:
+    """K, data set and partition are no part of a scale, nor is what a method does not read."""
+    folder = bloodmnist(tmp_path, ("fedavg", "fedbicross", "fedbicross-K2"), (0,))
+    others = {
+        "data.phantom_train": 999,
+        "partition.balance": False,
+        "clustering.clusters": 2,
+        "dense.lr": 0.5,
+    }
+    for name, scale in (("fedavg", "quick"), ("fedbicross", "paper"), ("fedbicross-K2", "paper")):
+        settings = RunConfig.from_flat(read_toml(scale_file(scale))).flat()
+        set_config(folder / name / "seed-0", **{**settings, **others, "partition.alpha": 0.1, "seed": 0})
+    set_config(folder / "fedbicross-K2" / "seed-0", **{"inversion.iterations": 7})
+    quick, paper = (table_text("bloodmnist-N5-alpha0.1", tmp_path, "markdown", scale) for scale in SCALES)
+    assert re.search(r"\| FedAvg-1 \| \S*\d", quick) and "| FedBiCross (of another scale) |" in quick
+    assert re.search(r"\| FedBiCross \| \S*\d", paper) and "| FedAvg-1 (of another scale) |" in paper
+    assert "fedbicross-K2/seed-0: of another scale: inversion.iterations is 7 and not 500" in paper
+    table = table_text("I", tmp_path, "markdown", "quick")
+    assert "of another scale" in line_with(table, "Ours (K = 2)")
+    with pytest.raises(FedBiCrossError, match="--scale 'papr' is not one of quick, paper"):
+        table_text("I", tmp_path, "markdown", "papr")
 
 
 def bloodmnist(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedbicross_flwr.compare.collect import Comparison, collect
+from fedbicross_flwr.compare.collect import Comparison
 from fedbicross_flwr.compare.figures.by_alpha import draw_by_alpha
 from fedbicross_flwr.compare.figures.cluster_count import draw_cluster_count
 from fedbicross_flwr.compare.figures.clusterings import draw_clusterings
@@ -55,15 +55,15 @@ class Written:
     left_out: Mapping[str, str]
 
 
-def write_comparison_figures(out: Path, name: str = "all", theme: Theme = LIGHT) -> Written:
+def write_comparison_figures(comparison: Comparison, name: str = "all", theme: Theme = LIGHT) -> Written:
     """Draw a comparison's figures that have data, and write them into ``<out>/figures``.
 
     A figure of an earlier call that can no longer be drawn is removed, so that none contradicts the runs.
 
     Parameters
     ----------
-    out : Path
-        The comparison's folder.
+    comparison : Comparison
+        The runs, and where they lie.
     name : str, default "all"
         One of `FIGURES`, ``images``, ``2`` or ``3`` as the paper numbers them, or ``all``.
     theme : Theme, default LIGHT
@@ -71,7 +71,7 @@ def write_comparison_figures(out: Path, name: str = "all", theme: Theme = LIGHT)
     Raises
     ------
     FedBiCrossError
-        When there is no such folder or no such figure.
+        When there is no such figure.
     """
     wanted = PAPER_FIGURES.get(name, name)
     known = [*FIGURES, IMAGES]
@@ -80,7 +80,6 @@ def write_comparison_figures(out: Path, name: str = "all", theme: Theme = LIGHT)
         raise FedBiCrossError(
             f"there is no figure {name!r}{near_names(name, names)}; there are {', '.join(names)}"
         )
-    comparison = collect(out)
     files, left_out = [], {}
     for title, draw in _drawings(comparison, known if wanted == "all" else [wanted]):
         file = comparison.out / "figures" / f"{title}.png"
