@@ -9,6 +9,7 @@ from fedbicross_flwr.config_readers import CENTRAL as CENTRAL
 from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.flower_names import FLOWER_NAMES, strategy_of
+from fedbicross_flwr.method_names import ONE_SHOT
 from fedbicross_flwr.settings import Scalar
 
 GROUPS = ("one-shot", "ablation", "clustering", "reference", "cluster-count", "flower")
@@ -48,10 +49,6 @@ class Variant:
         return bool(settings) and all(key.startswith("personal.") for key in settings)
 
 
-def _method(name: str, title: str, note: str) -> Variant:
-    return Variant(name, title, "one-shot", {"method": name}, note)
-
-
 def _of_fedbicross(suffix: str, title: str, group: str, key: str, value: Scalar, note: str) -> Variant:
     overrides = {"method": FEDBICROSS, key: value}
     return Variant(f"fedbicross-{suffix}", f"FedBiCross, {title}", group, overrides, note)
@@ -66,12 +63,7 @@ def _weights(way: str, title: str, note: str) -> Variant:
 
 
 _ALL = (
-    _method("fedavg", "FedAvg-1", "The sample-weighted mean of all uploads."),
-    _method("dafl", "DAFL", "A generator and a student, trained together on the ensemble of all uploads."),
-    _method("dense", "DENSE", "A growing pool of generated images, distilled into one model."),
-    _method("fedisca", "FedISCA", "Inversion of the ensemble of all uploads, distilled step by step."),
-    _method("coboosting", "Co-Boosting", "Hard generated images and learned weights of the clients."),
-    _method("fedbicross", "FedBiCross", "Clusters, and learned weights across them."),
+    *(Variant(one.name, one.title, "one-shot", {"method": one.name}, one.note) for one in ONE_SHOT),
     _weights("intra", "intra-cluster weights", "Each cluster learns from its own images alone."),
     _weights("uniform", "uniform weights", "Each cluster learns from all clusters' images alike."),
     _weights("similarity", "similarity weights", "Weights by the similarity of the clusters' centroids."),

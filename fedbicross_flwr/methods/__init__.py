@@ -1,19 +1,11 @@
-"""One-shot methods, by name, and Flower's strategies. A new method is a file here and an entry below.
-
-To stand in comparisons it is named in `fedbicross_flwr.compare.variants` as well (``docs/extending.md``).
-"""
+"""One-shot methods, by name, and Flower's strategies; `fedbicross_flwr.method_names` lists ours."""
 
 from collections.abc import Mapping
+from importlib import import_module
 
-from fedbicross_flwr.distillation import fine_tuned, personalise
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.flower_names import FLOWER_NAMES, is_flower
-from fedbicross_flwr.methods.coboosting import coboosting
-from fedbicross_flwr.methods.dafl import dafl
-from fedbicross_flwr.methods.dense import dense
-from fedbicross_flwr.methods.fedavg import fedavg, received
-from fedbicross_flwr.methods.fedbicross import fedbicross
-from fedbicross_flwr.methods.fedisca import fedisca
+from fedbicross_flwr.method_names import ONE_SHOT
 from fedbicross_flwr.methods.flower_rounds import flower_method
 from fedbicross_flwr.methods.protocol import (
     ClientUpload,
@@ -25,16 +17,7 @@ from fedbicross_flwr.methods.protocol import (
     Stages,
 )
 
-METHODS: Mapping[str, Method] = {
-    "fedavg": Method("FedAvg-1", fedavg, fine_tuned, "FedAvg-1, fine-tuned", receive=received),
-    "dafl": Method("DAFL", dafl, fine_tuned, "DAFL, fine-tuned"),
-    "dense": Method("DENSE", dense, fine_tuned, "DENSE, fine-tuned"),
-    "fedisca": Method("FedISCA", fedisca, fine_tuned, "FedISCA, fine-tuned"),
-    "coboosting": Method("Co-Boosting", coboosting, fine_tuned, "Co-Boosting, fine-tuned"),
-    "fedbicross": Method(
-        "FedBiCross without personal distillation", fedbicross, personalise, "FedBiCross", "ours"
-    ),
-}
+METHODS: Mapping[str, Method] = {one.name: import_module(one.module).METHOD for one in ONE_SHOT}
 
 
 def method_named(name: str, rounds: int | None = None) -> Method:

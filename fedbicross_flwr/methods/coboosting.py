@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import CoBoostingConfig
+from fedbicross_flwr.distillation import fine_tuned
 from fedbicross_flwr.ensemble import Ensemble
-from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.pool_distillation import (
     GeneratorLoss,
@@ -205,3 +206,6 @@ def perturb(
     objective = (direction.to(answers.device) * answers).sum()
     (gradient,) = torch.autograd.grad(objective, start)
     return start.detach() + size * gradient.sign()
+
+
+METHOD = Method("Co-Boosting", coboosting, fine_tuned, "Co-Boosting, fine-tuned")

@@ -38,10 +38,10 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import DaflConfig
-from fedbicross_flwr.distillation import kl_divergence
+from fedbicross_flwr.distillation import fine_tuned, kl_divergence
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
-from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import SCHEDULES
@@ -137,3 +137,6 @@ def take_step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
+
+
+METHOD = Method("DAFL", dafl, fine_tuned, "DAFL, fine-tuned")

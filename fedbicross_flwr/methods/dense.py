@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import DenseConfig
+from fedbicross_flwr.distillation import fine_tuned
 from fedbicross_flwr.ensemble import Ensemble
-from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.pool_distillation import (
     GeneratorLoss,
@@ -109,3 +110,6 @@ def boundary_support(teacher: Tensor, student: Tensor) -> Tensor:
     """
     disagree = teacher.argmax(1) != student.argmax(1)
     return -(divergence(teacher, student) * disagree).mean()
+
+
+METHOD = Method("DENSE", dense, fine_tuned, "DENSE, fine-tuned")

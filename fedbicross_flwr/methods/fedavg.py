@@ -27,7 +27,8 @@ from typing import Final
 import torch
 from torch.optim.swa_utils import update_bn
 
-from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
+from fedbicross_flwr.distillation import fine_tuned
+from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.models import StateDict, load_state, state_of
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages
@@ -88,3 +89,6 @@ def average_states(states: Sequence[StateDict], weights: Sequence[float]) -> Sta
         else:
             result[name] = stacked.amax(0)
     return result
+
+
+METHOD = Method("FedAvg-1", fedavg, fine_tuned, "FedAvg-1, fine-tuned", receive=received)

@@ -39,6 +39,7 @@ from fedbicross_flwr.clustering import Clustering, cluster_clients
 from fedbicross_flwr.cross_cluster import Target
 from fedbicross_flwr.cross_replay import optimise, replay_schedule
 from fedbicross_flwr.cross_weights import initial_weights
+from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import Synthesis
@@ -48,6 +49,7 @@ from fedbicross_flwr.methods.protocol import (
     ClientUpload,
     Findings,
     Inversion,
+    Method,
     ServerOutcome,
     ServerTask,
     StageResult,
@@ -219,3 +221,6 @@ def check_finite(targets: Sequence[Target], history: Tensor) -> None:
         raise FedBiCrossError(
             f"the cross-cluster optimisation diverged; lower cross_cluster.lr = {targets[0].config.lr:g}"
         )
+
+
+METHOD = Method("FedBiCross without personal distillation", fedbicross, personalise, "FedBiCross", "ours")

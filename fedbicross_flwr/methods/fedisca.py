@@ -36,7 +36,7 @@ from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import FedIscaConfig
 from fedbicross_flwr.config_fedbicross import InversionConfig, TeacherConfig
-from fedbicross_flwr.distillation import noise_share, trajectory_loss
+from fedbicross_flwr.distillation import fine_tuned, noise_share, trajectory_loss
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import Synthesis, balanced_labels, check_finite, invert
@@ -44,6 +44,7 @@ from fedbicross_flwr.methods.protocol import (
     ClientUpload,
     Findings,
     Inversion,
+    Method,
     ServerOutcome,
     ServerTask,
     StageResult,
@@ -232,3 +233,6 @@ def teacher_config(settings: FedIscaConfig) -> TeacherConfig:
         noise_momentum=settings.noise_momentum,
         noise_window=0,
     )
+
+
+METHOD = Method("FedISCA", fedisca, fine_tuned, "FedISCA, fine-tuned")

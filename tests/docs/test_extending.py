@@ -1,63 +1,84 @@
-"""The method that docs/extending.md adds is a method: it runs, does what it says, and can be compared."""
+"""The method that docs/extending.md adds is a method: one file and one line, and it runs and is compared."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
 from snippets import blocks
 
+import fedbicross_flwr
 from fedbicross_flwr.artifacts import read_tensors
-from fedbicross_flwr.compare import variants
-from fedbicross_flwr.compare.plan import cells_of, plan_runs
-from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.distillation import fine_tuned
-from fedbicross_flwr.in_process import run_in_process
-from fedbicross_flwr.methods import METHODS
-from fedbicross_flwr.methods.protocol import Method
 
-SMALL: dict[str, Any] = {
-    "method": "clustered-fedavg", "data.phantom_train": 96, "data.phantom_test": 24, "partition.clients": 3,
-    "partition.alpha": float("inf"), "model.width": 2, "client.epochs": 1, "client.batch_size": 16,
-    "clustering.clusters": 2, "clustering.num_probes": 8, "personal.epochs": 1, "runtime.device": "cpu",
-}  # fmt: skip
-
-
-def shown(language: str, number: int = 0) -> str:
-    """Return one of the page's blocks."""
-    return [block.text for block in blocks(language) if block.page.name == "extending.md"][number]
+ROOT = Path(fedbicross_flwr.__file__).parents[1]
+SMALL = """
+data.phantom_train = 96
+data.phantom_test = 24
+partition.clients = 3
+partition.alpha = inf
+model.width = 2
+client.epochs = 1
+client.batch_size = 16
+clustering.clusters = 2
+clustering.num_probes = 8
+personal.epochs = 1
+runtime.device = "cpu"
+"""
+LIST_END = ')\n"""In the order of the tables."""'
 
 
-def test_the_example_runs_and_averages_each_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: dict[str, Any] = {"__name__": "fedbicross_flwr.methods.clustered_fedavg"}
-    exec(compile(shown("python"), "clustered_fedavg.py", "exec"), names)
-    names |= {"Method": Method, "fine_tuned": fine_tuned}
-    for name, entry in eval(f"{{{shown('text')}}}", names).items():
-        monkeypatch.setitem(cast(dict[str, Method], METHODS), name, entry)
-    run_in_process(RunConfig.from_flat(SMALL), tmp_path / "run")
+def shown(language: str) -> str:
+    """Return the page's first block in a language."""
+    return next(block.text for block in blocks(language) if block.page.name == "extending.md")
 
-    rows = [row["name"] for row in json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]]
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison that a copy of the package made, with the page's file and line in it."""
+    home = tmp_path_factory.mktemp("own")
+    package = home / "fedbicross_flwr"
+    shutil.copytree(ROOT / "fedbicross_flwr", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "methods" / "clustered_fedavg.py").write_text(shown("python"), encoding="utf-8")
+    names = package / "method_names.py"
+    listed = names.read_text(encoding="utf-8")
+    assert listed.count(LIST_END) == 1
+    names.write_text(listed.replace(LIST_END, f"    {shown('text').strip()}\n{LIST_END}"), encoding="utf-8")
+    (home / "small.toml").write_text(SMALL, encoding="utf-8")
+    words = ["compare", "--methods", "clustered-fedavg,fedavg", "--seeds", "1", "--config", "small.toml"]
+    subprocess.run(
+        [sys.executable, "-m", "fedbicross_flwr", *words, "--out", "runs"],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(home)},
+        check=True,
+        timeout=300,
+    )
+    return home / "runs"
+
+
+def test_the_example_runs_and_averages_each_cluster(compared: Path) -> None:
+    run = compared / "phantom-N3-alphainf" / "clustered-fedavg" / "seed-0"
+    rows = [row["name"] for row in json.loads((run / "metrics.json").read_text())["rows"]]
     assert rows[-2:] == ["FedAvg-1 in clusters", "FedAvg-1 in clusters, fine-tuned"]
-    clustering = json.loads((tmp_path / "run" / "clustering.json").read_text())
+    clustering = json.loads((run / "clustering.json").read_text())
     assert clustering["clusters"] == 2
     alone = next(k for k in (0, 1) if clustering["assignment"].count(k) == 1)
     client = clustering["assignment"].index(alone)
-    shipped = read_tensors(tmp_path / "run" / "models" / f"cluster-{alone}.safetensors")[0]
-    upload = read_tensors(tmp_path / "run" / "uploads" / f"client-{client:02d}.safetensors")[0]
+    shipped = read_tensors(run / "models" / f"cluster-{alone}.safetensors")[0]
+    upload = read_tensors(run / "uploads" / f"client-{client:02d}.safetensors")[0]
     assert all(torch.equal(shipped[name], upload[name]) for name in upload)
 
 
-def test_the_example_stands_in_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (own,) = eval(f"({shown('text', 1)})", dict(vars(variants)))
-    every = {**variants.VARIANTS, own.name: own}
-    monkeypatch.setattr(variants, "VARIANTS", every)
-    monkeypatch.setattr(variants, "_ALL", tuple(every.values()))
-    named = variants.variants_named("clustered-fedavg,fedavg")
-    assert [one.title for one in named] == ["FedAvg-1", "FedAvg-1 in clusters"]
-    assert own in variants.variants_named("all")
-    runs = plan_runs(SMALL, cells_of(SMALL, [], "", ""), named, 2, tmp_path)
-    assert [run.config.method for run in runs] == ["fedavg", "clustered-fedavg"] * 2
-    assert runs[1].folder == tmp_path / "phantom-N3-alphainf" / "clustered-fedavg" / "seed-0"
+def test_the_example_stands_in_the_comparison(compared: Path) -> None:
+    table = (compared / "comparison.md").read_text(encoding="utf-8")
+    lines = [line for line in table.splitlines() if line.startswith("| FedAvg-1")]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        *("FedAvg-1", "FedAvg-1, fine-tuned"),
+        *("FedAvg-1 in clusters", "FedAvg-1 in clusters, fine-tuned"),
+    ]
+    assert all("not run" not in line for line in lines)
