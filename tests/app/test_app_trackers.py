@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -162,14 +161,9 @@ def test_a_tracker_that_fails_costs_a_note_without_credentials(monkeypatch: pyte
     assert "not logged to mlflow (ConnectionError: no answer from https://server/api)" in text
 
 
-# --- the packages themselves, where they are installed
+# --- the packages themselves
 
 
-def needs(module: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"{module} is not installed")
-
-
-@needs("tensorboard")
 def test_tensorboard_reads_what_was_written(tmp_path: Path, facts: RunFacts) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -190,7 +184,6 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path, facts: RunFacts) -> 
     assert "_hparams_/experiment" in read.summary_metadata
 
 
-@needs("mlflow")
 def test_mlflow_reads_what_was_written(
     tmp_path: Path, facts: RunFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
