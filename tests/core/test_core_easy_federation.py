@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -15,8 +16,9 @@ from tiny import task as client_task
 
 from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compare.variants import VARIANTS
-from fedbicross_flwr.methods import METHODS
+from fedbicross_flwr.methods import METHODS, ClientUpload
 from fedbicross_flwr.models import ModelSpec
+from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages, train_client
 
@@ -47,9 +49,9 @@ BUDGETS: dict[str, Any] = {
 METHODS_HERE = [
     name
     for name, variant in VARIANTS.items()
-    # Methods with generators are tried in their own modules; a clustering decides on nothing but the groups.
+    # Methods with generators are tried in their own modules.
     if variant.overrides.get("method") in ("fedavg", "fedisca", "fedbicross")
-    and variant.group in ("one-shot", "ablation")
+    and variant.group in ("one-shot", "ablation", "clustering")
 ]
 
 
@@ -58,6 +60,17 @@ def everything() -> LabelledImages:
     parts = [textures(upload.num_samples, 20 + upload.client) for upload in trained_uploads()]
     return LabelledImages(
         torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    )
+
+
+def with_subspaces() -> tuple[ClientUpload, ...]:
+    """The uploads with what PACFL has clients send besides."""
+    rank = server_task().config.clustering.pacfl_rank
+    return tuple(
+        dataclasses.replace(
+            upload, subspace=data_subspace(textures(upload.num_samples, 20 + upload.client), 3, rank)
+        )
+        for upload in trained_uploads()
     )
 
 
@@ -71,7 +84,10 @@ def central_accuracy() -> float:
 @pytest.mark.parametrize("name", METHODS_HERE)
 def test_the_shipped_and_the_personal_models_come_near_the_central_one(name: str) -> None:
     options = BUDGETS | {key.replace(".", "__"): v for key, v in VARIANTS[name].overrides.items()}
-    task, uploads = server_task(**options), trained_uploads()
+    task, uploads = (
+        server_task(**options),
+        with_subspaces() if name == "fedbicross-pacfl" else trained_uploads(),
+    )
     outcome = METHODS[task.config.method].serve(uploads, task)
     for upload in uploads:
         model = outcome.models[outcome.assignment[upload.client]]
