@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generated import SPEC, server_task
+from generated import SPEC, assert_close, server_task
 from generated import smooth_model as smooth_model
 from tiny import CPU, all_equal
 from tiny import one_thread as one_thread
@@ -142,3 +142,11 @@ def test_a_later_synthesis_round_goes_on_where_the_former_ended(monkeypatch: pyt
     assert [(done, total) for done, total, _ in seen] == [(0, 6), (3, 6)]
     assert found.weights is not None and len(found.weights) == 7
     assert torch.equal(found.weights[3], seen[1][2]) and torch.equal(found.weights[0], seen[0][2])
+
+
+@pytest.mark.parametrize("start", ["average", "random"])
+def test_the_model_of_one_cluster_does_not_depend_on_the_order_of_clients(start: str) -> None:
+    options = SETTINGS | {"clustering__clusters": 1, "cross_cluster__student_init": start}
+    first, turned = (fedbicross(sent, server_task(**options)) for sent in (uploads(), uploads()[::-1]))
+    assert_close(first.models[0], turned.models[0])
+    assert first.assignment == turned.assignment == dict.fromkeys(range(4), 0)
