@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.cell import whole_cell
 from benchmarks.machine import about
-from benchmarks.memory import SIDES, peak_memory, readings, shapes
+from benchmarks.memory import SIDES, growth, peak_memory, readings, shapes, together
 from benchmarks.sizes import Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import Timing, matrix_product_peak, time_stage
@@ -25,6 +25,8 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.runs.record import device_name
 
+MEMORY_GOAL = 0.25
+"""Share of the reference's peak that is aimed at."""
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -64,6 +66,9 @@ def main(
                 found = {side: peak_memory(side, one, reading) for side in SIDES}
                 content["memory"].setdefault(shape, {})[reading] = found
                 console.print(memory_line(f"{shape}, {reading}", found), highlight=False)
+        shape, one = f"N = {measured.members}, K = 1", together(measured)
+        content["memory_by_iterate"] = {side: growth(side, one) for side in SIDES}
+        console.print(growth_line(shape, content["memory_by_iterate"]), highlight=False)
     if out:
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())
         console.print(f"figures: {out}", highlight=False)
@@ -81,7 +86,7 @@ def timing_table(timings: list[Timing], peaks: dict[str, float], compute: Comput
     """Return the table of all stages."""
     title = f"{device_name(compute)}, {compute.precision}; the reference in float32"
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for column in ("stage", "ours", "reference", "ratio", "rounds", "images/s", "of matrix peak"):
+    for column in ("stage", "ours", "reference", "ratio", "rounds", "aim", "images/s", "of matrix peak"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for one in timings:
         share = one.flops / one.ours / peaks[compute.precision]
@@ -91,6 +96,7 @@ def timing_table(timings: list[Timing], peaks: dict[str, float], compute: Comput
             f"{one.plain * 1e3:.1f} ms",
             f"{one.ratio:.2f}",
             f"{one.spread[0]:.2f}-{one.spread[1]:.2f}",
+            "" if one.goal is None else f"≥ {one.goal:g}",
             f"{one.images:.0f}",
             f"{share:.0%}",
         )
@@ -100,11 +106,17 @@ def timing_table(timings: list[Timing], peaks: dict[str, float], compute: Comput
 
 
 def memory_line(shape: str, found: dict[str, int]) -> str:
-    """Return what the memory figures of one shape say."""
+    """Return what the memory figures of one shape say, also as shares of the reference's."""
     told = ", ".join(
         f"{side} {size / 2**20:.0f} MiB ({size / found['reference']:.2f})" for side, size in found.items()
     )
-    return f"peak memory of stages 1 and 2, {shape}: {told}"
+    return f"peak memory of stages 1 and 2, {shape}: {told}; aim ≤ {MEMORY_GOAL:g}"
+
+
+def growth_line(shape: str, found: dict[str, float]) -> str:
+    """Return by how much the peak grows with each further iterate."""
+    told = ", ".join(f"{side} {size / 2**20:.2f} MiB" for side, size in found.items())
+    return f"growth of the peak by each further iterate, {shape}: {told}"
 
 
 if __name__ == "__main__":

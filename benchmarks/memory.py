@@ -42,15 +42,19 @@ IN_USE = "in use"
 READINGS: Mapping[str, Mapping[str, str]] = {"occupied": {}, IN_USE: {"MALLOC_MMAP_THRESHOLD_": "65536"}}
 """What is read, and the environment that does it: glibc then gives back all but small tensors when freed."""
 
-ITERATIONS = 2
-"""T: each step needs as much as any other, and the kept iterates, which grow with T, are counted by hand."""
+ITERATIONS, MORE_ITERATIONS = 2, 34
+"""T: each step needs as much as any other, so that only the kept iterates grow; more T show by how much."""
 
 
 def shapes(sizes: Sizes) -> dict[str, Sizes]:
     """Return what is measured: the cell, and one cluster of all members."""
     cell = dataclasses.replace(sizes, iterations=ITERATIONS)
-    together = dataclasses.replace(cell, clients=sizes.members, clusters=1)
-    return {f"N = {one.clients}, K = {one.clusters}": one for one in (cell, together)}
+    return {f"N = {one.clients}, K = {one.clusters}": one for one in (cell, together(cell))}
+
+
+def together(sizes: Sizes) -> Sizes:
+    """Return one cluster of all members, with few iterates."""
+    return dataclasses.replace(sizes, clients=sizes.members, clusters=1, iterations=ITERATIONS)
 
 
 def readings(device: str) -> list[str]:
@@ -72,6 +76,13 @@ def peak_memory(side: str, sizes: Sizes, reading: str) -> int:
     environment = {**os.environ, **READINGS[reading]}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return int(done.stdout.splitlines()[-1])
+
+
+def growth(side: str, sizes: Sizes) -> float:
+    """Return the bytes by which a side's peak grows with each iterate beyond those of `sizes`."""
+    longer = dataclasses.replace(sizes, iterations=MORE_ITERATIONS)
+    peaks = [peak_memory(side, one, IN_USE) for one in (sizes, longer)]
+    return (peaks[1] - peaks[0]) / (longer.iterations - sizes.iterations)
 
 
 def occupied(compute: Compute) -> int:

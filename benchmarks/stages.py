@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class Stage:
         Our piece occupies all cores by itself, so that one is worked on at a time.
     alike : bool
         The other side is our own code without something, and works on as many pieces at once.
+    goals : mapping of str to float
+        The ratio that is aimed at, by type of device: ``cpu`` (two cores) or ``cuda``.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Stage:
     images: int
     alone: bool = False
     alike: bool = False
+    goals: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class Bench:
             model = build_model(sizes.spec, index).to(self.compute.device)
             return lambda: void(reference.train(model, dealt, 0.02, 0.9, 5e-4))
 
-        return Stage("client training, a batch", ours, plain, sizes.steps, sizes.batch)
+        goals = {"cpu": 1.8, "cuda": 3.0}
+        return Stage("client training, a batch", ours, plain, sizes.steps, sizes.batch, goals=goals)
 
     def inversion(self, statistics: bool = True, at_once: int = 0) -> Stage:
         """Return an inversion step, beside the reference or beside the networks without statistics."""
@@ -187,9 +191,11 @@ class Bench:
         turns = f", in turn, {at_once} images at once" if at_once else ""
         name = f"inversion, a step of {sizes.members} teachers{turns}"
         if statistics:
-            return Stage(name, ours, plain, sizes.steps, sizes.images * sizes.members)
+            goals = {} if at_once else {"cpu": 3.0, "cuda": 5.0}
+            return Stage(name, ours, plain, sizes.steps, sizes.images * sizes.members, goals=goals)
         images = sizes.images * sizes.members
-        return Stage(f"{name}, beside bare networks", ours, bare, sizes.steps, images, alike=True)
+        name, goals = f"{name}, beside bare networks", {"cpu": 0.8, "cuda": 0.7}
+        return Stage(name, ours, bare, sizes.steps, images, alike=True, goals=goals)
 
     def noise_adaptation(self) -> Stage:
         """Return the statistics of Eq. 3, by the iterate."""
@@ -271,7 +277,8 @@ class Bench:
 
         images = clusters * (clusters * len(rows[0]) + len(rows[1]))
         name = f"inner and outer step, K = {clusters}" + (", as a mixture" if together else "")
-        return Stage(name, ours, plain, steps, images, alone=True)
+        goals = {} if together else {"cpu": 2.5, "cuda": 4.0}
+        return Stage(name, ours, plain, steps, images, alone=True, goals=goals)
 
     def personal_distillation(self) -> Stage:
         """Return stage 3, by the batch."""

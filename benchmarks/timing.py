@@ -32,6 +32,8 @@ class Timing:
         Images a second, ours.
     flops : float
         Floating-point operations of one step, ours: matrix products and convolutions.
+    goal : float or None
+        The ratio that is aimed at on such a device.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Timing:
     spread: tuple[float, float]
     images: float
     flops: float
+    goal: float | None = None
 
 
 def time_stage(make: Callable[[Bench], Stage], bench: Bench, rounds: int) -> Timing:
@@ -67,6 +70,7 @@ def time_stage(make: Callable[[Bench], Stage], bench: Bench, rounds: int) -> Tim
         (min(ratios), max(ratios)),
         stage.images / seconds,
         flops / stage.steps,
+        stage.goals.get(compute.device.type),
     )
 
 

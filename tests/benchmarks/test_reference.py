@@ -80,7 +80,10 @@ def test_client_training(bench: Bench, off: float) -> None:
     assert missed(*(running_of(one) for one in (made, model, start))) < off
 
 
-def test_inversion() -> None:
+@pytest.mark.parametrize(
+    ("bench", "off", "off_loss"), [(BENCH, 1e-3, 1e-4), (ROUGH, 0.4, 1e-2)], ids=["float32", "bfloat16"]
+)
+def test_inversion(bench: Bench, off: float, off_loss: float) -> None:
     models = BENCH.models(2)
     plain: list[Tensor] = []
     generator = torch.Generator().manual_seed(3)
@@ -89,26 +92,25 @@ def test_inversion() -> None:
     config = SMALL.config(inversion__iterations=4).inversion
     last = loop.run(4)
     made = invert(
-        BENCH.ensemble(models), LABELS, 3, range(5), config, torch.Generator().manual_seed(3), BENCH.compute
+        bench.ensemble(models), LABELS, 3, range(5), config, torch.Generator().manual_seed(3), bench.compute
     )
     # Adam's first steps have the size of lr whatever the gradient: where it is nearly zero, rounding decides.
-    moved = (made.images - noise).abs().mean()
-    assert (made.images - last).abs().mean() < 1e-3 * moved
+    moved = (last - noise).abs().mean()
+    assert (made.images - last).abs().mean() < off * moved
     for t, images in enumerate(plain, start=1):
-        assert (made.iterates[t] - images).abs().mean() < 1e-3 * moved
+        assert (made.iterates[t].float() - images).abs().mean() < off * moved
     terms = made.diagnostics[:, :3] @ torch.tensor([1.0, 10.0, 2.5e-5])
-    torch.testing.assert_close(terms, torch.tensor(loop.losses), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms, torch.tensor(loop.losses), rtol=off_loss, atol=1e-4)
 
 
-def test_noise_adaptation() -> None:
+@pytest.mark.parametrize(("bench", "off"), [(BENCH, 1e-4), (ROUGH, 1e-2)], ids=["float32", "bfloat16"])
+def test_noise_adaptation(bench: Bench, off: float) -> None:
     models, seen = BENCH.models(2), trajectory(0)
     adapted = reference.adapt(models, list(seen.values()), 0.9)
-    ensemble = BENCH.ensemble(models)
-    with torch.no_grad(), adapt_statistics(ensemble, seen, SMALL.config().teacher, BENCH.compute):
-        for ours, plain in zip(ensemble.members, adapted, strict=True):
-            for first, second in zip(batch_norms(ours), batch_norms(plain), strict=True):
-                for one, other in zip(running(first), running(second), strict=True):
-                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    ensemble = bench.ensemble(models)
+    with torch.no_grad(), adapt_statistics(ensemble, seen, SMALL.config().teacher, bench.compute):
+        for ours, plain, start in zip(ensemble.members, adapted, models, strict=True):
+            assert missed(*(running_of(one) for one in (ours, plain, start))) < off
 
 
 @pytest.mark.parametrize("normalisation", ["source", "mixture"])
