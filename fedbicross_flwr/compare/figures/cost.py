@@ -7,7 +7,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from fedbicross_flwr.compare.collect import CellRuns, Comparison
@@ -98,7 +98,10 @@ def _drawable(cell: CellRuns) -> list[Line]:
 def _panel(
     axes: Axes, lines: list[Line], read: Callable[[SeedScores], float | None], theme: Theme, beside: bool
 ) -> None:
-    variants = list(dict.fromkeys(line.variant for line in lines if line.variant != CONTROL_LINE))
+    alike: dict[str, list[str]] = {}  # what is of one group costs about the same
+    for line in lines:
+        if line.variant not in alike.setdefault(line.group, []):
+            alike[line.group].append(line.variant)
     drawn: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         value = percent_of(line, ACCURACY)
@@ -112,7 +115,8 @@ def _panel(
             continue
         transform: Transform = axes.transData
         if beside:
-            place = variants.index(line.variant) - (len(variants) - 1) / 2
+            group = alike[line.group]
+            place = group.index(line.variant) - (len(group) - 1) / 2
             transform = transform + ScaledTranslation(BESIDE * place, 0, axes.figure.dpi_scale_trans)
         point = (fmean(costs), value[0])
         axes.errorbar(
@@ -140,6 +144,7 @@ def _hollow(line: Line, lines: list[Line]) -> bool:
 def _logarithmic(axes: Axes) -> None:
     """Take a logarithmic axis with plain numbers on it."""
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -149,6 +154,6 @@ def _traffic_axis(axes: Axes, lines: list[Line]) -> None:
     sizes = [size for line in lines for row in line.seeds.values() if (size := _megabytes(row))]
     if max(sizes, default=1.0) > 10 * min(sizes, default=1.0):
         _logarithmic(axes)
-        axes.set_xlim(min(sizes) / 2, 2 * max(sizes))
+        axes.set_xlim(min(sizes) / 3, 3 * max(sizes))
     else:
         axes.set_xlim(0, 1.35 * max(sizes, default=1.0))
