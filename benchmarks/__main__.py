@@ -43,7 +43,9 @@ def main(
     measured = Sizes.named(sizes, compute.device.type)
     bench, console = Bench.here(measured, compute), Console(width=110)
     stages = {**STAGES, "cell": whole_cell}
-    wanted = chosen(only, [*stages, "memory"])
+    wanted = chosen(only, [*stages, "memory", "growth"])
+    if quick and not only:
+        wanted.remove("growth")  # minutes by itself
     peaks = {
         name: matrix_product_peak(compute, dtype, 1024 if compute.device.type == "cpu" else 8192)
         for name, dtype in PRECISIONS.items()
@@ -66,6 +68,7 @@ def main(
                 found = {side: peak_memory(side, one, reading) for side in SIDES}
                 content["memory"].setdefault(shape, {})[reading] = found
                 console.print(memory_line(f"{shape}, {reading}", found), highlight=False)
+    if "growth" in wanted:
         shape, one = f"N = {measured.members}, K = 1", together(measured)
         content["memory_by_iterate"] = {side: growth(side, one) for side in SIDES}
         console.print(growth_line(shape, content["memory_by_iterate"]), highlight=False)
