@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def _read(cell: CellName, variant: Variant, seed: int, folder: Path) -> Run:
     try:
         if (folder / "run.json").is_file():
             record = load_run(folder)
-            _check(record, cell, seed)
+            _check(record, cell, variant, seed)
             light = dataclasses.replace(record, synthetic=(), inversion=None, weights=None)
             said = load_rounds(folder)
             rounds = said.rounds if said else None
@@ -184,18 +184,34 @@ def _read(cell: CellName, variant: Variant, seed: int, folder: Path) -> Run:
     return Run(variant, seed, folder, UNFINISHED)
 
 
-def _check(record: RunRecord, cell: CellName, seed: int) -> None:
+def _check(record: RunRecord, cell: CellName, variant: Variant, seed: int) -> None:
     """Refuse a run that is not what its folder's name says: it would be counted in the wrong place."""
     if record.results is None:
         raise FedBiCrossError("there is no metrics.json in it; run it again")
-    wanted = {"seed": seed, "partition.clients": cell.clients, "partition.alpha": cell.alpha}
-    for key, value in wanted.items():
-        found = record.config.get(key, value)
-        if _as_named(found) != _as_named(value):
+    for key, found, wanted in _places(record.config, cell, variant, seed):
+        if _as_named(found) != _as_named(wanted):
             raise FedBiCrossError(
-                f"its config.toml has {key} = {found}, its folder's name says {value}; "
+                f"its config.toml has {key} = {found}, its folder's name says {wanted}; "
                 "move it where it belongs or remove it"
             )
+
+
+def _places(
+    config: Mapping[str, Scalar], cell: CellName, variant: Variant, seed: int
+) -> Iterator[tuple[str, Scalar, Scalar]]:
+    """Yield ``(key, found, wanted)``: what a run's settings and its folder's name say of its place."""
+    wanted = {"seed": seed, "partition.clients": cell.clients, "partition.alpha": cell.alpha}
+    for key, value in {**wanted, **variant.overrides}.items():
+        yield key, config.get(key, value), value
+    data = "data.path" if config.get("data.path") else "data.name"
+    path = Path(str(config.get(data, cell.data)))
+    # A cell is called after the name of a folder, or of a file without its ending; which it was, only its
+    # machine knows.
+    yield data, path.name if cell.data == path.name else path.stem, cell.data
+    # The method's settings are in its ablations too: which of them it was says the place where it was made.
+    made = Path(str(config.get("out", ""))).parts[-3:]
+    if len(made) == 3 and CellName.named(made[0]) and {made[1], variant.name} <= VARIANTS.keys():
+        yield "out", "/".join(made[1:]), f"{variant.name}/seed-{seed}"
 
 
 def _as_named(value: object) -> object:

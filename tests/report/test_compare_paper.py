@@ -206,10 +206,13 @@ def test_one_method_alone_and_one_with_fewer_seeds_take_no_mark(tmp_path: Path) 
 
 def test_the_plain_run_stands_for_its_k_and_the_studys_only_with_more_seeds(tmp_path: Path) -> None:
     cell = bloodmnist(tmp_path, ("dense", "fedbicross"), (0, 1))
-    build_cell_run(cell / "fedbicross-K3" / "seed-0", "fedbicross-K2", 0, "bloodmnist", 5, 0.1)
+    study = cell / "fedbicross-K3"
+    build_cell_run(study / "seed-0", "fedbicross-K2", 0, "bloodmnist", 5, 0.1)
+    set_config(study / "seed-0", clustering__clusters=3)
     assert csv_rows(tmp_path)["Ours (K = 3)"]["best"] == "ours_global ours_local"
     for seed in (1, 2):
-        build_cell_run(cell / "fedbicross-K3" / f"seed-{seed}", "fedbicross-K2", seed, "bloodmnist", 5, 0.1)
+        build_cell_run(study / f"seed-{seed}", "fedbicross-K2", seed, "bloodmnist", 5, 0.1)
+        set_config(study / f"seed-{seed}", clustering__clusters=3)
     row = csv_rows(tmp_path)["Ours (K = 3)"]
     assert (row["seeds"], row["best"]) == ("3", "")
 

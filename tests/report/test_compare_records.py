@@ -15,7 +15,7 @@ from fedbicross_flwr.compare.records import write_records
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.runs.folder import IDENTITY
 
-CELL = "phantom-N5-alpha0.3"
+CELL, CELLS = "cells-N5-alpha0.3", (("cells", 5, 0.3),)
 DATA = "/home/rosa meier/cells.npz"
 SECONDS = {"upload round": 100.0, "synthesis": 30.0, "evaluation": 5.0, "total": 170.0}
 
@@ -23,7 +23,7 @@ SECONDS = {"upload round": 100.0, "synthesis": 30.0, "evaluation": 5.0, "total":
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """Three methods and two seeds; own data, as `--data` has them."""
-    out = build_comparison(tmp_path / "out", variants=("fedavg", "dense", "fedbicross"), seeds=(0, 1))
+    out = build_comparison(tmp_path / "out", CELLS, ("fedavg", "dense", "fedbicross"), (0, 1))
     for run in out.glob(f"{CELL}/*/*"):
         set_config(run, data__path=DATA, data__root="/home/rosa/sets", deployment__registry="/home/rosa/keys")
         set_config(run, out=str(run), cache=str(out / "cache"))
@@ -85,7 +85,7 @@ def test_unfinished_and_failed_runs_are_named_and_left_out(out: Path, tmp_path: 
 
 def test_a_second_export_adds_runs_and_replaces_those_of_the_same_name(out: Path, tmp_path: Path) -> None:
     records = tmp_path / "records"
-    write_records(build_comparison(tmp_path / "more", variants=("dafl", "dense"), seeds=(0,)), records)
+    write_records(build_comparison(tmp_path / "more", CELLS, ("dafl", "dense"), (0,)), records)
     write_records(out, records)
     (cell,) = collect(records).cells
     assert {(run.variant.name, run.seed) for run in cell.runs} == {

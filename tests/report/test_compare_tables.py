@@ -9,9 +9,10 @@ import re
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
-from comparison_builder import MODEL, build_comparison, log_work, set_accuracies
+from comparison_builder import MODEL, build_comparison, log_work, set_accuracies, set_config
 from hypothesis import given
 from hypothesis import strategies as st
 from run_builder import edit
@@ -362,6 +363,44 @@ def test_a_run_in_the_wrong_place_is_not_counted(out: Path) -> None:
     shutil.copytree(out / CELL / "fedavg" / "seed-0", out / CELL / "fedavg" / "seed-7")
     (problem,) = collect(out).problems
     assert "seed-7: unreadable: its config.toml has seed = 0, its folder's name says 7" in problem
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "words"),
+    [
+        ("fedavg", {"method": "dense"}, "method = dense, its folder's name says fedavg"),
+        ("fedbicross-K4", {"clustering__clusters": 3}, "clustering.clusters = 3, its folder's name says 4"),
+        ("fedbicross-intra", {"cross_cluster__weights": "learned"}, "cross_cluster.weights = learned, its"),
+        ("fedbicross", {"out": f"/a/{CELL}/fedbicross-intra/seed-0"}, "out = fedbicross-intra/seed-0, its"),
+        ("fedavg", {"data__name": "bloodmnist"}, "data.name = bloodmnist, its folder's name says phantom"),
+        ("fedavg", {"data__path": "/data/cells.npz"}, "data.path = cells, its folder's name says phantom"),
+        ("fedavg", {"partition__clients": 7}, "partition.clients = 7, its folder's name says 5"),
+    ],
+)
+def test_a_run_of_another_method_or_cell_is_not_counted(
+    tmp_path: Path, variant: str, settings: dict[str, Any], words: str
+) -> None:
+    out = build_comparison(tmp_path, variants=(variant,), seeds=(0,))
+    set_config(out / CELL / variant / "seed-0", **settings)
+    (problem,) = collect(out).problems
+    assert f"{variant}/seed-0: unreadable: its config.toml has {words}" in problem
+    assert problem in table_text(CELL, out, "markdown")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "fedbicross", "out": f"/elsewhere/{CELL}/fedbicross/seed-0"},
+        {"out": f"/elsewhere/{CELL}/mine/seed-0"},
+        {"out": "/runs/of/fedavg"},
+        {"data__name": "site", "data__path": "/data/phantom.npz"},
+        {"data__name": "site", "data__path": "phantom"},
+    ],
+)
+def test_a_run_that_was_moved_with_its_comparison_counts(tmp_path: Path, settings: dict[str, Any]) -> None:
+    out = build_comparison(tmp_path, variants=("fedbicross",), seeds=(0,))
+    set_config(out / CELL / "fedbicross" / "seed-0", **settings)
+    assert not collect(out).problems
 
 
 def test_runs_of_other_uploads_or_settings_are_pointed_out(out: Path) -> None:
