@@ -123,7 +123,7 @@ def collect(out: Path) -> Comparison:
     Raises
     ------
     FedBiCrossError
-        When there is no such folder.
+        When there is no such folder, or no run of a comparison in it.
     """
     out = Path(out)
     if not out.is_dir():
@@ -132,7 +132,13 @@ def collect(out: Path) -> Comparison:
         )
     cells = [(cell, path) for path in _folders(out) if (cell := CellName.named(path.name)) is not None]
     cells.sort(key=lambda found: (found[0].data, found[0].clients, found[0].alpha))
-    return Comparison(out, tuple(CellRuns(cell, tuple(_runs(cell, path))) for cell, path in cells))
+    found = tuple(CellRuns(cell, tuple(_runs(cell, path))) for cell, path in cells)
+    if not any(cell.runs for cell in found):
+        raise FedBiCrossError(
+            f"{out} holds no comparison: there is no folder such as phantom-N5-alpha0.3/fedbicross/seed-0 in "
+            "it; name with --out the folder that `fedbicross compare` wrote"
+        )
+    return Comparison(out, found)
 
 
 def variant_of(name: str) -> Variant:

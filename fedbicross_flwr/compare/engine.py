@@ -16,7 +16,7 @@ from fedbicross_flwr.federated_data import check_federation, deal, open_data
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
-from fedbicross_flwr.runs.folder import LOCK, check_folder, drop_shared_stages, make_writable
+from fedbicross_flwr.runs.folder import LOCK, check_folder, check_no_run, drop_shared_stages, make_writable
 from fedbicross_flwr.runs.opening import sole_comparison
 from fedbicross_flwr.runs.trackers import check_tracker
 
@@ -57,6 +57,7 @@ def check_runs(runs: Sequence[PlannedRun], out: Path) -> None:
         elif not run.central:
             method_named(run.config.method)
         check_tracker(run.config.runtime)
+    check_no_run(out)
     make_writable(out)
     fingerprints: dict[tuple[str, int], str] = {}
     for run in runs:

@@ -7,7 +7,6 @@ from pathlib import Path
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.render import FORMATS, comparison_markdown
 from fedbicross_flwr.compare.tables import comparison_table
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 
 
@@ -27,13 +26,9 @@ def write_comparison(out: Path) -> Path:
     Raises
     ------
     FedBiCrossError
-        When there is no such folder, or no cell in it.
+        When there is no such folder, or no comparison in it.
     """
     comparison = collect(out)
-    if not comparison.cells:
-        raise FedBiCrossError(
-            f"{out} holds no comparison: it has no folder with a name such as phantom-N5-alpha0.3"
-        )
     tables = [comparison_table(cell) for cell in comparison.cells]
     for table in tables:
         for known in FORMATS.values():

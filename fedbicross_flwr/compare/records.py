@@ -16,12 +16,12 @@ from fedbicross_flwr.compare.work_log import LOG, work_events
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.progress import Event
-from fedbicross_flwr.runs.folder import IDENTITY, flat_to_toml
+from fedbicross_flwr.runs.folder import IDENTITY, RUN, check_no_run, flat_to_toml
 from fedbicross_flwr.settings import Scalar, read_toml
 from fedbicross_flwr.site.path_free import path_free
 
 AS_THEY_ARE: Final = ("metrics.json", "clustering.json", "synthetic.json")
-RUN, CONFIG, DATA = "run.json", "config.toml", "data.path"
+CONFIG, DATA = "config.toml", "data.path"
 PATHS: Final = ("out", "cache", "data.root", "deployment.registry")
 """Settings that say where things are on this machine, and nothing of the result."""
 
@@ -46,8 +46,8 @@ def write_records(out: Path, to: Path) -> tuple[list[Path], list[str]]:
     Raises
     ------
     FedBiCrossError
-        When there is no such comparison, none of its runs is finished, or `to` holds runs themselves.
-        Nothing is written then.
+        When there is no such comparison, none of its runs is finished, or `to` is a run or holds runs
+        themselves. Nothing is written then.
     """
     comparison = collect(out)
     runs = {
@@ -59,6 +59,7 @@ def write_records(out: Path, to: Path) -> tuple[list[Path], list[str]]:
         raise FedBiCrossError(
             f"{out} has no finished run; `fedbicross compare` with the same --out finishes them"
         )
+    check_no_run(to)
     for folder in runs:
         if (folder / IDENTITY).exists():
             raise FedBiCrossError(

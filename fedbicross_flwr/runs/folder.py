@@ -27,6 +27,7 @@ from fedbicross_flwr.runs.code_version import made_by, shared_folder
 from fedbicross_flwr.settings import Scalar, toml_literal
 
 IDENTITY = "identity.json"
+RUN = "run.json"
 STAGES = "stages"
 LOCK = "lock"
 
@@ -81,7 +82,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Return whether the run was done to its end, which is its report."""
         try:
-            done = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["finished"]
+            done = json.loads((self.path / RUN).read_text(encoding="utf-8"))["finished"]
         except (OSError, ValueError, KeyError):
             return False
         return bool(done) and (self.path / "report.html").exists()
@@ -208,6 +209,18 @@ def strange_files(path: Path) -> list[str]:
     if (path / IDENTITY).exists():
         return []
     return sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
+
+
+def check_no_run(path: Path) -> None:
+    """Refuse a run's folder, or that of its record, for what is to hold the folders of runs.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it is one.
+    """
+    if any((path / name).exists() for name in (IDENTITY, RUN)):
+        raise FedBiCrossError(f"{path} is a run's folder; a comparison needs one of its own: name another")
 
 
 def make_writable(path: Path, named_by: str = "--out") -> None:

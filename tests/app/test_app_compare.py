@@ -661,6 +661,17 @@ def test_a_folder_of_other_settings_is_refused_before_anything_runs(
     assert checksums(out) == before
 
 
+def test_a_run_s_folder_takes_no_comparison(
+    command: Callable[..., Answer], made: Made, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made.out / CELL / "fedavg" / "seed-0", run)
+    before = checksums(run)
+    answer = command("--methods", "fedavg", "--seeds", "1", "--out", str(run))
+    assert answer.status == 2 and answer.error.startswith(f"error: {run} is a run's folder; "), answer
+    assert checksums(run) == before
+
+
 def test_the_command_makes_the_table_and_its_status_says_whether_all_is_well(
     command: Callable[..., Answer], made: Made, tmp_path: Path
 ) -> None:

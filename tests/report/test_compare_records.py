@@ -118,6 +118,15 @@ def test_runs_are_not_replaced_by_records(out: Path, tmp_path: Path) -> None:
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
+def test_records_are_not_scattered_in_a_run_s_folder(out: Path, tmp_path: Path) -> None:
+    run = out / CELL / "fedbicross" / "seed-1"
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(FedBiCrossError, match="is a run's folder") as caught:
+        write_records(out, run)
+    assert str(run) in str(caught.value)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def test_a_comparison_without_a_finished_run_is_one_line(out: Path, tmp_path: Path) -> None:
     for file in out.rglob("run.json"):
         file.unlink()

@@ -19,6 +19,7 @@ from run_builder import edit
 
 from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE, CellName, collect
 from fedbicross_flwr.compare.commands import table_text
+from fedbicross_flwr.compare.figures import write_comparison_figures
 from fedbicross_flwr.compare.latex import escape, latex_table
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
 from fedbicross_flwr.compare.pages import write_comparison
@@ -535,4 +536,17 @@ def test_a_wrong_folder_or_name_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FedBiCrossError, match=r"did you mean phantom-N5-alpha0.3\?\); .* III, and of this"):
         table_text("phantom-N5-alpha.3", out, "markdown")
     with pytest.raises(FedBiCrossError, match="no table 'IV'; the paper has I, II, III"):
-        table_text("IV", tmp_path, "markdown")
+        table_text("IV", out, "markdown")
+
+
+@pytest.mark.parametrize("inside", [(), ("run.json", "metrics.json"), ("phantom-N5-alpha0.3/fedavg/x.txt",)])
+def test_a_folder_that_holds_no_comparison_is_one_line(tmp_path: Path, inside: tuple[str, ...]) -> None:
+    for name in inside:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for name in ("I", CELL):
+        with pytest.raises(FedBiCrossError, match=r"holds no comparison: .*; name with --out the folder"):
+            table_text(name, tmp_path, "markdown")
+    with pytest.raises(FedBiCrossError, match="holds no comparison"):
+        write_comparison_figures(tmp_path)
+    assert not (tmp_path / "figures").exists()
