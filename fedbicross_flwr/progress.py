@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+from fedbicross_flwr.files import is_text
+from fedbicross_flwr.settings import LARGEST
+
+LATEST: Final = 250_000_000_000
+"""In seconds since the epoch; a date ends a little later, with the year 9999."""
 
 
 class Progress(Protocol):
@@ -94,10 +100,23 @@ def read_events(path: Path) -> Iterator[Event | None]:
         complete = block[: block.rfind(b"\n") + 1]
         position += len(complete)
         for line in complete.splitlines():
-            # A writer that was killed half-way may have spoilt a line: progress is worth no failed run.
-            with contextlib.suppress(ValueError, TypeError):
-                yield Event(**json.loads(line))
+            if (event := event_of(line)) is not None:
+                yield event
         yield None
+
+
+def event_of(line: bytes) -> Event | None:
+    """Return the event in a line of a log, or None for a line that holds none.
+
+    A writer that was killed half-way may have spoilt it: progress is worth no failed run.
+    """
+    try:
+        event = Event(**json.loads(line))
+        counts = (event.done, event.total, 0 if event.client is None else event.client)
+        fits = 0 <= event.time <= LATEST and all(abs(count) <= LARGEST for count in counts)
+        return event if fits and all(is_text(text) for text in (event.stage, event.text)) else None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def new_events(events: Iterator[Event | None]) -> list[Event]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
 from fedbicross_flwr.compare.plan import PlannedRun
+from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.units import duration
 from fedbicross_flwr.runs.folder import RunFolder
 
@@ -37,8 +38,8 @@ def skip_finished(runs: Sequence[PlannedRun], pace: Pace, say: Say) -> list[Plan
 def total_seconds(folder: Path) -> float | None:
     """Return how long a finished run took, if it says so."""
     try:
-        return float(json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]["total"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Node.read(folder / "run.json")["seconds"]["total"].number(low=0)
+    except FedBiCrossError:
         return None
 
 

@@ -16,12 +16,12 @@ from fedbicross_flwr.compare.work_log import LOG, work_events
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.progress import Event
-from fedbicross_flwr.runs.folder import IDENTITY, RUN, check_no_run, flat_to_toml
+from fedbicross_flwr.runs.folder import CONFIG, IDENTITY, RUN, check_no_run, flat_to_toml
 from fedbicross_flwr.settings import Scalar, read_toml
 from fedbicross_flwr.site.path_free import path_free
 
 AS_THEY_ARE: Final = ("metrics.json", "clustering.json", "synthetic.json")
-CONFIG, DATA = "config.toml", "data.path"
+DATA = "data.path"
 PATHS: Final = ("out", "cache", "data.root", "deployment.registry")
 """Settings that say where things are on this machine, and nothing of the result."""
 

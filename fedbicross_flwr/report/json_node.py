@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import is_text
 from fedbicross_flwr.report.record import Floats
+from fedbicross_flwr.settings import LARGEST
 
 
 class Node:
@@ -36,10 +38,18 @@ class Node:
                 f"{file} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
                 "the file is damaged or was cut off: run again or restore it"
             ) from error
+        except (ValueError, RecursionError) as error:
+            # Of a number with too many digits, or of lists in lists in lists.
+            raise FedBiCrossError(
+                f"{file} is no JSON that can be read ({error}); the file is damaged: run again or restore it"
+            ) from error
 
     def fail(self, wanted: str) -> NoReturn:
         """Raise the error that this value is not what is needed."""
-        found = json.dumps(self.value)
+        try:
+            found = json.dumps(self.value)
+        except RecursionError:
+            found = "nested too deeply"
         found = found if len(found) <= 40 else f"{found[:37]}..."
         raise FedBiCrossError(
             f"{self.file}: {self.where or 'the file'} is {found}, but {wanted} is needed; "
@@ -72,6 +82,8 @@ class Node:
     def members(self) -> Iterator[tuple[str, Node]]:
         """Yield the members of an object."""
         for key, value in self.mapping().items():
+            if not is_text(key):
+                self.fail("an object whose names are text in UTF-8")
             yield key, Node(value, self.file, self._below(key))
 
     def list(self, length: int | None = None) -> list[Node]:
@@ -84,7 +96,7 @@ class Node:
 
     def text(self) -> str:
         """Return a string."""
-        if not isinstance(self.value, str):
+        if not isinstance(self.value, str) or not is_text(self.value):
             self.fail("a text")
         return self.value
 
@@ -95,15 +107,16 @@ class Node:
         return self.value
 
     def integer(self, low: int = 0) -> int:
-        """Return an integer of at least `low`."""
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < low:
+        """Return an integer of at least `low`, and no more than fits 64 bits."""
+        value = self.value
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= LARGEST:
             self.fail(f"a whole number of at least {low}")
-        return self.value
+        return value
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
-        """Return a finite number within the inclusive bounds."""
+        """Return a number within the inclusive bounds, and within what a sum of a few holds."""
         value = self.value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
             self.fail("a number")
         if not low <= value <= high:
             self.fail(f"a number from {low:g} to {high:g}")
@@ -113,7 +126,7 @@ class Node:
         """Return nested lists as a float64 array; None in `shape` takes any length. NaN is let through."""
         try:
             array = np.asarray(self.value, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             array = np.empty(())
         wanted = " x ".join("n" if length is None else str(length) for length in shape)
         fits = array.ndim == len(shape) and all(

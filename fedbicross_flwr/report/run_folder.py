@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.record import (
@@ -27,7 +28,7 @@ from fedbicross_flwr.report.record import (
     SyntheticQuality,
     WeightHistory,
 )
-from fedbicross_flwr.settings import read_toml
+from fedbicross_flwr.settings import Scalar, convert, read_toml, walk
 
 PROTOCOLS = ("global", "local")
 KINDS = ("control", "baseline", "ours", "ceiling")
@@ -69,7 +70,7 @@ def load_run(folder: Path) -> RunRecord:
         seconds={stage: node.number(low=0) for stage, node in run["seconds"].members()},
         dataset=dataset,
         clients=clients,
-        config=read_toml(folder / "config.toml"),
+        config=_settings(folder / "config.toml"),
         clustering=_clustering(clustering, known) if clustering else None,
         inversion=tuple(_inversion(node) for node in inversion.list()) if inversion else None,
         weights=_weights(weights) if weights else None,
@@ -78,6 +79,18 @@ def load_run(folder: Path) -> RunRecord:
         results=_results(metrics, known) if metrics else None,
         files=_model_files(folder),
     )
+
+
+def _settings(file: Path) -> dict[str, Scalar]:
+    """Return a run's settings, which may be another version's; those that are known have their types."""
+    known = {key: declared for key, declared, _ in walk(RunConfig())}
+    flat = read_toml(file)
+    try:
+        return {
+            key: convert(key, value, known[key]) if key in known else value for key, value in flat.items()
+        }
+    except FedBiCrossError as error:
+        raise FedBiCrossError(f"{file}: {error}; the file is damaged: restore it") from error
 
 
 def _optional(file: Path) -> Node | None:

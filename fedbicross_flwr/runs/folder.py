@@ -24,10 +24,11 @@ from fedbicross_flwr.files import expanded, write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.runs.code_version import made_by, shared_folder
-from fedbicross_flwr.settings import Scalar, toml_literal
+from fedbicross_flwr.settings import Scalar, read_toml, toml_literal
 
 IDENTITY = "identity.json"
 RUN = "run.json"
+CONFIG = "config.toml"
 STAGES = "stages"
 LOCK = "lock"
 
@@ -75,7 +76,7 @@ class RunFolder:
         maker = None if config.is_deployment else made_by(config, Compute.of(config.runtime))
         folder = cls(path, cache=cache, maker=maker)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
-        write_bytes(path / "config.toml", to_toml(config).encode())
+        write_bytes(path / CONFIG, to_toml(config).encode())
         return folder
 
     @property
@@ -83,7 +84,7 @@ class RunFolder:
         """Return whether the run was done to its end, which is its report."""
         try:
             done = json.loads((self.path / RUN).read_text(encoding="utf-8"))["finished"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
         return bool(done) and (self.path / "report.html").exists()
 
@@ -183,6 +184,23 @@ def drop_shared_stages(config: RunConfig) -> None:
             shutil.rmtree(stages, ignore_errors=True)
 
 
+def read_config(folder: Path) -> RunConfig:
+    """Return the configuration that a run's folder keeps.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is none, or it is none of this version's.
+    """
+    flat = read_toml(file := folder / CONFIG)
+    try:
+        return RunConfig.from_flat(flat)
+    except FedBiCrossError as error:
+        raise FedBiCrossError(
+            f"{file}: {error}; the file is damaged or was written by another version"
+        ) from error
+
+
 def identity_of(config: RunConfig, data_fingerprint: str) -> dict[str, Any]:
     """Return what a folder is known by: the settings that shape the result, and the data."""
     settings = {key: json_value(value) for key, value in config.shaping().items()}
@@ -243,7 +261,7 @@ def compare_identity(path: Path, identity: Mapping[str, Any]) -> None:
         defaults = {key: json_value(value) for key, value in RunConfig().flat().items()}
         settings = {**defaults, **former["settings"]}
         same_data = former["data"] == identity["data"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FedBiCrossError(f"{path / IDENTITY} is damaged; choose another folder with --out") from error
     for key, value in identity["settings"].items():
         if settings[key] != value:

@@ -78,7 +78,10 @@ def window_end(roster: Roster) -> datetime | None:
     }
     begun, seconds = windows.get(roster.stage, (None, 0.0))
     opened = told(roster.path, begun)
-    return opened + timedelta(seconds=seconds) if opened else None
+    try:
+        return opened + timedelta(seconds=seconds) if opened else None
+    except (TypeError, OverflowError) as error:
+        raise FedBiCrossError(f"{roster.path} is damaged: {seconds!r} is no window of time") from error
 
 
 def with_handovers(parties: tuple[Party, ...], run: Path) -> tuple[Party, ...]:
@@ -108,9 +111,9 @@ def told(path: Path, time: str | None) -> datetime | None:
         return None
     try:
         said = datetime.fromisoformat(time)
-    except (TypeError, ValueError) as error:
+        return (said if said.tzinfo else said.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
         raise FedBiCrossError(f"{path} is damaged: {time!r} is no time") from error
-    return said if said.tzinfo else said.replace(tzinfo=UTC)
 
 
 def written(path: Path) -> datetime | None:

@@ -17,8 +17,7 @@ from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.handover.kept_shipment import check_run_folder
 from fedbicross_flwr.progress import Event, new_events, read_events
 from fedbicross_flwr.report.units import count
-from fedbicross_flwr.runs.folder import RunFolder
-from fedbicross_flwr.settings import read_toml
+from fedbicross_flwr.runs.folder import RunFolder, read_config
 from fedbicross_flwr.status.parties import Party, clients_of, moment, sites_of, window_end, with_handovers
 
 ENDED: Final = ("finished", "failed")
@@ -124,7 +123,7 @@ def read_status(path: Path) -> RunStatus:
         When it is no run's folder, or a file in it is damaged.
     """
     check_run_folder(path)
-    config = RunConfig.from_flat(read_toml(path / "config.toml"))
+    config = read_config(path)
     # The log is followed until there is nothing new.
     events = new_events(read_events(path / "progress.jsonl"))
     last = datetime.fromtimestamp(events[-1].time, UTC) if events else None

@@ -274,6 +274,23 @@ Spoil = Callable[[Path], object]
         (lambda run: (run / "identity.json").unlink(), ("is not a run folder", "identity.json")),
         (shutil.rmtree, ("is not a run folder", "no such folder")),
         (lambda run: (run / "config.toml").write_text("seed = = 1"), ("config.toml", "not valid TOML")),
+        (
+            lambda run: (run / "config.toml").write_text('seed = "x"'),
+            ("config.toml: seed = 'x' has type str",),
+        ),
+        (lambda run: (run / "config.toml").write_text("sed = 1"), ("config.toml: unknown setting 'sed'",)),
+        (
+            lambda run: Roster(
+                run / "roster.json", [], "uploads", OPENED.isoformat(), upload_window=1e300
+            ).write(),
+            ("roster.json", "1e+300 is no window"),
+        ),
+        (
+            lambda run: Roster(
+                run / "roster.json", [SiteEntry("a", 0, uploaded="9999-12-31T23:59:59-12:00")]
+            ).write(),
+            ("roster.json", "is no time"),
+        ),
         (lambda run: (run / "roster.json").write_text('{"stage": "up'), ("roster.json cannot be read",)),
         (lambda run: (run / "roster.json").write_text('{"stage": "lunch", "sites": []}'), ("stage",)),
         (
@@ -296,6 +313,37 @@ def test_a_log_that_a_killed_run_left_half_written_is_read(run: Path) -> None:
     with (run / "progress.jsonl").open("a") as file:
         file.write('{"time": 1, "sta\n{"time": 2')
     assert read_status(run).steps == steps
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"time": "now"},
+        {"time": None},
+        {"time": 1e300},
+        {"time": -1.0},
+        {"time": float("nan")},
+        {"done": "1"},
+        {"done": None},
+        {"done": 10**400},
+        {"total": float("inf")},
+        {"client": "north"},
+        {"client": {}},
+        {"stage": 5},
+        {"stage": None},
+        {"text": ["a"]},
+        {"text": "\ud800"},
+        {"more": 1},
+    ],  # fmt: skip
+)
+def test_a_line_of_a_log_that_is_no_event_is_passed_over(run: Path, wrong: dict[str, Any]) -> None:
+    take_back(run, "run.json")
+    now = datetime.now(UTC)
+    before = shown(run, now)
+    event = {"time": 2e9, "stage": "note", "done": 1, "total": 1, "client": None, "text": "a note"}
+    with (run / "progress.jsonl").open("a") as file:
+        file.write(json.dumps({**event, **wrong}) + "\n" + "[" * 100_000 + "\n[1]\n3\n" + "9" * 5000 + "\n")
+    assert shown(run, now) == before
 
 
 def test_a_run_that_may_not_be_looked_at_is_one_line(command: Fedbicross, run: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 from run_builder import MakeRun, edit
 from safetensors.numpy import save_file
 
+from fedbicross_flwr.compare.pace import total_seconds
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report import load_run
+from fedbicross_flwr.runs.folder import RunFolder
 
 
 def test_everything_is_read(run_folder: Path) -> None:
@@ -76,6 +78,37 @@ def test_a_cut_off_file_is_one_line_that_names_it(run_folder: Path, file: str) -
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"id": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize("file", ["run.json", "metrics.json"])
+def test_json_that_python_cannot_take_is_one_line_that_names_it(
+    run_folder: Path, file: str, content: str
+) -> None:
+    (run_folder / file).write_text(content)
+    with pytest.raises(
+        FedBiCrossError, match=r"is no JSON that can be read \(.*\); the file is damaged"
+    ) as caught:
+        load_run(run_folder)
+    assert str(run_folder / file) in str(caught.value)
+    assert not RunFolder(run_folder).finished
+
+
+@pytest.mark.parametrize("value", ['"x"', "[1]", "1.5", "9" * 30])
+def test_a_setting_of_a_wrong_type_is_named_with_its_file(run_folder: Path, value: str) -> None:
+    config = run_folder / "config.toml"
+    config.write_text(config.read_text().replace("seed = 0", f"seed = {value}\nfrom_another_version = true"))
+    with pytest.raises(FedBiCrossError, match=r"config\.toml.* seed (=|is) ") as caught:
+        load_run(run_folder)
+    assert str(config) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{}"])
+def test_a_run_is_not_finished_by_a_file_that_says_nothing(run_folder: Path, content: str) -> None:
+    (run_folder / "report.html").write_text("")
+    assert RunFolder(run_folder).finished
+    (run_folder / "run.json").write_text(content)
+    assert not RunFolder(run_folder).finished and total_seconds(run_folder) is None
+
+
 def test_a_cut_off_tensor_file_names_it(run_folder: Path) -> None:
     path = run_folder / "synthetic.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
@@ -116,6 +149,12 @@ BREAKAGES: list[tuple[str, Callable[[Any], None], str]] = [
         lambda c: c["rows"][0]["clients"][0]["local"].update(ece=float("nan")),
         r"rows\[0\]\.clients\[0\]\.local\.ece is NaN, but a number",
     ),
+    ("run.json", lambda c: c["seconds"].update(total=10**400), r"seconds\.total is 1000.*, but a number"),
+    ("run.json", lambda c: c["seconds"].update(total=1e308), r"seconds\.total is 1e\+308, but a number"),
+    ("run.json", lambda c: c["clients"][0].update(bytes_sent=10**400), r"bytes_sent is 1000.* whole number"),
+    ("run.json", lambda c: c.update(id="\ud800"), r'id is "\\ud800", but a text is needed'),
+    ("run.json", lambda c: c["seconds"].update({"\ud800": 1}), r"seconds is .* names are text in UTF-8"),
+    ("weights.json", lambda c: c["steps"].__setitem__(0, 10**400), r"steps .* but an array of numbers"),
     ("metrics.json", lambda c: c["rows"][1].update(name="local-only"), r"rows .*different names"),
     ("metrics.json", lambda c: c["rows"][0].update(kind="best"), r"rows\[0\]\.kind is \"best\""),
 ]
