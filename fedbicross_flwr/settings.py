@@ -22,6 +22,13 @@ Scalar = bool | int | float | str
 LARGEST: Final = 2**63 - 1
 """What a whole number may be, as Flower carries it."""
 
+LARGEST_COUNT: Final = 2**31 - 1
+"""What a whole number may be where no other bound is declared: more of anything, C's int does not count."""
+
+LARGEST_FLOAT: Final = 1e9
+"""What any other number may be. No rate, weight, temperature or time has a use for more: float32 holds its
+square and the square of that, and clocks, whose seconds end at 9.2e9, wait so long (32 years)."""
+
 
 def setting(
     default: Scalar,
@@ -43,7 +50,8 @@ def setting(
     default : bool, int, float or str
         Its type is the setting's type.
     low, high : float, optional
-        Inclusive bounds of a number; `above` is an exclusive lower bound.
+        Inclusive bounds of a number; `above` is an exclusive lower bound. Without `high` a whole number is at
+        most `LARGEST_COUNT`, any other `LARGEST_FLOAT`.
     choices : tuple of str
         The words a string setting may take.
     words : tuple of str
@@ -115,12 +123,23 @@ def check_value(key: str, value: Any, declared: dataclasses.Field[Any]) -> None:
         return
     if math.isnan(value) or (math.isinf(value) and not rules["infinite"]):
         raise FedBiCrossError(f"{key} = {value} is not a finite number")
-    if rules["low"] is not None and value < rules["low"]:
-        raise FedBiCrossError(f"{key} = {value} is too small: it must be at least {rules['low']:g}")
-    if rules["above"] is not None and value <= rules["above"]:
-        raise FedBiCrossError(f"{key} = {value} is too small: it must be above {rules['above']:g}")
-    if rules["high"] is not None and value > rules["high"]:
-        raise FedBiCrossError(f"{key} = {value} is too large: it must be at most {rules['high']:g}")
+    low, above, high = rules["low"], rules["above"], largest(declared)
+    # To 15 digits, which is in full: with fewer, 2147483647 would be told as another number.
+    if low is not None and value < low:
+        raise FedBiCrossError(f"{key} = {value} is too small: it must be at least {low:.15g}")
+    if above is not None and value <= above:
+        raise FedBiCrossError(f"{key} = {value} is too small: it must be above {above:.15g}")
+    if value > high and not math.isinf(value):
+        other = ", or inf" if rules["infinite"] else ""
+        raise FedBiCrossError(f"{key} = {value} is too large: it must be at most {high:.15g}{other}")
+
+
+def largest(declared: dataclasses.Field[Any]) -> float:
+    """Return what a setting's number may be at most, infinity aside."""
+    high: float | None = declared.metadata["high"]
+    if high is not None:
+        return high
+    return LARGEST_FLOAT if isinstance(declared.default, float) else LARGEST_COUNT
 
 
 def read_toml(path: Path) -> dict[str, Scalar]:

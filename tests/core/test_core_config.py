@@ -13,7 +13,14 @@ from fedbicross_flwr import config_readers
 from fedbicross_flwr.config import ClientConfig, RunConfig
 from fedbicross_flwr.config_readers import READER
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.settings import parse_override, read_toml, walk
+from fedbicross_flwr.settings import (
+    LARGEST_COUNT,
+    LARGEST_FLOAT,
+    check_value,
+    parse_override,
+    read_toml,
+    walk,
+)
 
 DECLARED: dict[str, Any] = {key: declared for key, declared, _ in walk(RunConfig())}
 NUMBERS = [key for key, declared in DECLARED.items() if type(declared.default) in (int, float)]
@@ -62,6 +69,24 @@ def test_numbers_out_of_bounds_name_their_key(key: str) -> None:
         assert f"{key} = nan is not a finite number" in complaint({key: math.nan})
         if key != "partition.alpha":  # where it deals evenly
             assert f"{key} = inf" in complaint({key: math.inf})
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_a_largest_which_is_told_in_full(key: str) -> None:
+    rules, kind = DECLARED[key].metadata, type(DECLARED[key].default)
+    largest = rules["high"] or (LARGEST_COUNT if kind is int else LARGEST_FLOAT)
+    value = kind(10**18 if kind is int else 1e300)
+    told = f"{largest:.15g}" + (", or inf" if key == "partition.alpha" else "")
+    assert complaint({key: value}) == f"{key} = {value} is too large: it must be at most {told}"
+    if rules["high"] is None:
+        smallest_above = largest + 1 if kind is int else math.nextafter(largest, math.inf)
+        assert "too large" in complaint({key: smallest_above})
+        check_value(key, kind(largest), DECLARED[key])
+
+
+def test_no_bound_is_rounded() -> None:
+    assert complaint({"seed": 2**31}).endswith("it must be at most 2147483647")
+    assert complaint({"client.momentum": 1.0}).endswith("it must be at most 0.9999")
 
 
 @pytest.mark.parametrize("key", WORDS)
