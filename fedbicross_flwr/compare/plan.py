@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fedbicross_flwr.compare.variants import CENTRAL, Variant
 from fedbicross_flwr.config import RunConfig, with_absolute_paths
@@ -17,6 +18,9 @@ from fedbicross_flwr.launch import find_app
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
 
 SCALES = ("quick", "paper")
+MOST_RUNS: Final = 10_000
+"""All are planned and checked before the first one starts, and that many take weeks."""
+
 OWN_KEYS = {"method": "--methods", "seed": "--seeds", "out": "--out", "cache": "--out"}
 """Settings that a comparison gives to its runs itself, and the option that says how."""
 
@@ -115,20 +119,25 @@ def scale_file(scale: str) -> Path:
 
 
 def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[int | float]:
-    """Read a list of numbers with commas between them, each once.
+    """Read a list of numbers with commas between them, each once; an empty text names none.
 
     Raises
     ------
     FedBiCrossError
-        When something in it is no such number.
+        When something in it is no such number, or there are commas alone.
     """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wanted = f"{'whole numbers' if kind is int else 'numbers'} with commas between them are needed"
+    if text and not words:
+        raise FedBiCrossError(f"{option} {text!r} names nothing: {wanted}")
+    for word in words:
+        # Python would take 1_0 for ten, and the digits of other scripts.
+        if "_" in word or not word.isascii():
+            raise FedBiCrossError(f"{option} {text!r}: {wanted}, not {word!r}")
     try:
-        return list(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))
+        return list(dict.fromkeys(map(kind, words)))
     except ValueError as error:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise FedBiCrossError(
-            f"{option} {text!r}: {wanted} with commas between them are needed ({error})"
-        ) from error
+        raise FedBiCrossError(f"{option} {text!r}: {wanted} ({error})") from error
 
 
 def cells_of(
@@ -200,11 +209,16 @@ def plan_runs(
     Raises
     ------
     FedBiCrossError
-        When there is to be no seed, or a setting is wrong.
+        When there is to be no seed, there are to be more than `MOST_RUNS` runs, or a setting is wrong.
     """
     if seeds < 1:
         raise FedBiCrossError(f"--seeds {seeds} is too small: it must be at least 1")
     cells = list(cells)
+    if (count := seeds * len(cells) * len(variants)) > MOST_RUNS:
+        raise FedBiCrossError(
+            f"--seeds {seeds} for {len(cells)} cell(s) and {len(variants)} method(s) are {count} runs, and a "
+            f"comparison has at most {MOST_RUNS}; name fewer, or split it over several calls"
+        )
     runs = []
     for seed in range(seeds):
         for cell in cells:
