@@ -46,12 +46,12 @@ INTRODUCTION = """\
 A run is described by the settings below and by nothing else. A setting is given
 
 - in a TOML file, one table a section: `fedbicross simulate --config configs/paper.toml`;
-- on the command line, over the file: `--set partition.alpha=0.1`, as often as needed;
+- on the command line, over the file: `--set partition.alpha=0.1`, as often as needed; the last counts;
 - under plain Flower: `flwr run . --run-config "partition.alpha=0.1"`, or `--run-config configs/paper.toml`.
 
 What is not given has its default. An unknown setting, a wrong type or a value out of range is refused in one
 line that names the setting. A number without an upper bound below is at most 2147483647 if it is an integer,
-else 1000000000. The configuration as it was resolved is kept in the run's folder, in `config.toml`.
+else 1e38. The configuration as it was resolved is kept in the run's folder, in `config.toml`.
 
 The defaults are this project's own preset, at a size for two CPU cores. The column *paper.toml* shows the
 value in `configs/paper.toml`, which holds the paper's values, where it differs. The last column says where a

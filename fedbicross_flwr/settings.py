@@ -25,9 +25,9 @@ LARGEST: Final = 2**63 - 1
 LARGEST_COUNT: Final = 2**31 - 1
 """What a whole number may be where no other bound is declared: more of anything, C's int does not count."""
 
-LARGEST_FLOAT: Final = 1e9
-"""What any other number may be. No rate, weight, temperature or time has a use for more: float32 holds its
-square and the square of that, and clocks, whose seconds end at 9.2e9, wait so long (32 years)."""
+LARGEST_FLOAT: Final = 1e38
+"""What any other number may be where no other bound is declared: float32, in which networks compute, holds
+about three times that."""
 
 
 def setting(
@@ -148,10 +148,12 @@ def read_toml(path: Path) -> dict[str, Scalar]:
     Raises
     ------
     FedBiCrossError
-        When the file is absent, is not TOML, or holds a list or another value that Flower cannot carry.
+        When the file is absent, is not TOML, holds a list or another value that Flower cannot carry, gives a
+        setting twice, or has a table that is no section.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        # With the mark that Windows may begin a text with, or without.
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FedBiCrossError(f"cannot read configuration {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -163,8 +165,28 @@ def read_toml(path: Path) -> dict[str, Scalar]:
                 f"configuration {path}: {key} is a {type(value).__name__}; "
                 "a setting is a bool, int, float or str"
             )
+        if key in flat:
+            raise FedBiCrossError(f"configuration {path} gives {key} twice; leave one out")
         flat[key] = value
+    check_tables(path, tables)
     return flat
+
+
+def check_tables(path: Path, tables: Mapping[str, Any]) -> None:
+    """Refuse an empty table that is no section: it holds no setting which would be told as unknown.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is one.
+    """
+    # The configuration is made of what is declared here.
+    from fedbicross_flwr.config import RunConfig
+
+    sections = {key.partition(".")[0] for key, _, _ in walk(RunConfig()) if "." in key}
+    for name, table in tables.items():
+        if table == {} and name not in sections:
+            raise FedBiCrossError(f"configuration {path}: unknown table [{name}]{near_names(name, sections)}")
 
 
 def toml_literal(value: Scalar) -> str:
@@ -190,8 +212,11 @@ def parse_override(text: str) -> tuple[str, Scalar]:
     Raises
     ------
     FedBiCrossError
-        When there is no ``=`` or no key.
+        When there is no ``=`` or no key, or more than one line.
     """
+    if "\n" in text.strip():
+        # Else what stands in the other lines, which may be settings of their own, would go unheard.
+        raise FedBiCrossError(f"--set {text!r} has more than one line; give each setting a --set of its own")
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:

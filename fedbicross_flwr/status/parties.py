@@ -80,7 +80,9 @@ def window_end(roster: Roster) -> datetime | None:
     opened = told(roster.path, begun)
     try:
         return opened + timedelta(seconds=seconds) if opened else None
-    except (TypeError, OverflowError) as error:
+    except OverflowError:  # beyond the last year that a date has: it waits for ever
+        return None
+    except TypeError as error:
         raise FedBiCrossError(f"{roster.path} is damaged: {seconds!r} is no window of time") from error
 
 

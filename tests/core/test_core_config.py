@@ -258,6 +258,9 @@ def test_read_toml_flattens_tables(tmp_path: Path) -> None:
         (b"\xff\xfe", "not valid TOML"),
         (b"[client]\nlr = [1, 2]\n", "client.lr is a list"),
         (b"[client]\nlr = 2026-01-02\n", "client.lr is a date"),
+        (b"[inversoin]\n", "unknown table [inversoin] (did you mean inversion"),
+        (b"[seed]\n", "unknown table [seed]"),
+        (b'"client.lr" = 1\n[client]\nlr = 2\n', "gives client.lr twice"),
     ],
 )
 def test_read_toml_names_the_file_and_the_fault(tmp_path: Path, content: bytes, words: str) -> None:
@@ -266,6 +269,12 @@ def test_read_toml_names_the_file_and_the_fault(tmp_path: Path, content: bytes, 
     with pytest.raises(FedBiCrossError) as caught:
         read_toml(file)
     assert str(file) in str(caught.value) and words in str(caught.value)
+
+
+def test_read_toml_takes_an_empty_section_and_the_mark_of_windows(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 3\r\n[inversion]\r\n# lr = 0.1\r\n")
+    assert read_toml(file) == {"seed": 3}
 
 
 def test_read_toml_of_nothing(tmp_path: Path) -> None:
@@ -317,6 +326,16 @@ def test_a_name_in_another_encoding_than_utf_8_names_its_key() -> None:
 def test_overrides_without_key_or_value_are_shown_how(text: str) -> None:
     with pytest.raises(FedBiCrossError, match="key=value"):
         parse_override(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["client.epochs=3\nseed=1", "a='x'\n[b]\nc=1", "data.name=a\nb", 'x="""a\nb"""']
+)
+def test_an_override_of_more_than_one_line_is_refused(text: str) -> None:
+    with pytest.raises(FedBiCrossError, match="has more than one line; give each setting a --set") as caught:
+        parse_override(text)
+    assert "\n" not in str(caught.value)
+    assert parse_override("seed=1\n") == ("seed", 1)
 
 
 def test_own_data_go_by_one_name_however_they_were_asked_for() -> None:
