@@ -86,6 +86,8 @@ def make_at_once(runs: Sequence[PlannedRun], jobs: int, say: Say) -> list[Failur
     open_runs = skip_finished(runs, pace, say)
     if not open_runs:
         return []
+    # Ray starts a process for each job, whatever there is to do.
+    jobs = min(jobs, len(open_runs))
     before, open_runs = prerequisites(runs if has_models(runs) else open_runs), apart(open_runs)
     teller = Teller(len(runs), len(runs) - len(open_runs), pace, jobs, say)
     with tasks_of_ray(open_runs[0], jobs) as (submit, wait):

@@ -18,6 +18,7 @@ from ray_processes import open_to_others, processes_of
 from ray_processes import temporary as temporary
 from small_runs import TINY, read_json, without_report
 
+from fedbicross_flwr.compare import at_once
 from fedbicross_flwr.compare.at_once import (
     Teller,
     apart,
@@ -90,6 +91,22 @@ def test_the_first_run_of_a_cell_and_seed_is_over_before_the_others_begin(tmp_pa
         + [f"begin N3 central {seed}" for seed in range(2)]
     )
     assert all(when[f"begin N2 central {seed}"] > when[f"end N3 central {seed}"] for seed in range(2))
+
+
+def test_no_more_jobs_are_begun_than_there_are_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    @contextmanager
+    def tasks(sample: PlannedRun, jobs: int) -> Iterator[tuple[Any, Any]]:
+        asked.append(jobs)
+        queue = Queue()
+        yield queue.submit, queue.wait
+
+    monkeypatch.setattr(at_once, "tasks_of_ray", tasks)
+    runs = planned(tmp_path, "fedavg,dense,fedbicross")
+    for jobs in (10**9, 2):
+        assert make_at_once(runs, jobs, lambda text: None) == []
+    assert asked == [3, 2]
 
 
 def test_runs_that_may_share_stages_are_set_apart(tmp_path: Path) -> None:
