@@ -155,7 +155,7 @@ class RuntimeConfig:
         choices=("auto", "on", "off"),
     )
     client_threads: int = setting(
-        1, "CPU threads of one client; part of the result, as sums depend on it", low=1
+        1, "CPU threads of one client; part of the result, as sums depend on it", low=1, high=1024
     )
     server_threads: int = setting(
         0,

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from run_builder import edit
 
 from fedbicross_flwr.compare.collect import DONE, FAILED, UNFINISHED, UNREADABLE, CellName, collect
-from fedbicross_flwr.compare.commands import table_text
-from fedbicross_flwr.compare.figures import write_comparison_figures
+from fedbicross_flwr.compare.commands import figure, table_text
 from fedbicross_flwr.compare.latex import escape, latex_table
 from fedbicross_flwr.compare.lines import PERSONAL, SHIPPED
 from fedbicross_flwr.compare.pages import write_comparison
@@ -548,5 +547,5 @@ def test_a_folder_that_holds_no_comparison_is_one_line(tmp_path: Path, inside: t
         with pytest.raises(FedBiCrossError, match=r"holds no comparison: .*; name with --out the folder"):
             table_text(name, tmp_path, "markdown")
     with pytest.raises(FedBiCrossError, match="holds no comparison"):
-        write_comparison_figures(tmp_path)
+        figure("all", tmp_path)
     assert not (tmp_path / "figures").exists()
