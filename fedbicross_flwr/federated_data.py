@@ -172,12 +172,16 @@ class FederatedData:
         """Read one client's images, and no other client's training images."""
         train, test = self.partition.train[client], self.partition.test[client]
         tests = {
-            "global": self.read("test", np.arange(len(self.source.labels("test")))),
+            "global": self.test_images(),
             "local": self.read("test", test),
         }
         # How images are dealt follows from settings and seed only as long as NumPy draws the same.
         dealt = short_hash(f"{train.tolist()}/{test.tolist()}")
         return ClientImages(self.read("train", train), tests, f"{self.source.fingerprint()}/{dealt}")
+
+    def test_images(self) -> LabelledImages:
+        """Read the whole test split, which the global protocol scores on."""
+        return self.read("test", np.arange(len(self.source.labels("test"))))
 
     def read(self, part: Part, rows: NDArray[np.int64]) -> LabelledImages:
         """Read images and labels of some rows."""

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
@@ -196,7 +195,7 @@ class Judge:
     def __init__(self, server: Server, between: RoundsGrid) -> None:
         self.server = server
         self.between = between
-        self.tests = server.data.read("test", np.arange(len(server.data.source.labels("test"))))
+        self.tests = server.data.test_images()
         self.accuracies: list[float] = []
         self.seconds = 0.0
 

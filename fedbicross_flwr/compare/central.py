@@ -110,7 +110,7 @@ def central_key(data: FederatedData, task: ClientTask, rows: np.typing.NDArray[n
 
 def answers(state: StateDict, data: FederatedData, task: ClientTask) -> Probabilities:
     """Return the model's probabilities (n, C) on the whole test split."""
-    tests = data.read("test", np.arange(len(data.source.labels("test")))).to(task.compute)
+    tests = data.test_images().to(task.compute)
     model = task.compute.place(load_state(task.spec, state))
     logits = predict_logits(model, tests.images, task.compute)
     probabilities: Probabilities = logits.softmax(1).cpu().double().numpy()
