@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -179,6 +182,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
+            check_words(sys.argv)
             status = app(standalone_mode=False, prog_name="fedbicross")
         finally:
             flush_output()
@@ -203,6 +207,23 @@ def main() -> None:
             raise
         print("interrupted; the same command with the same --out goes on", file=sys.stderr)
         sys.exit(130)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse an empty word: most are a shell's variable that nobody set, and none means what is left out.
+
+    Raises
+    ------
+    FedBiCrossError
+        With the word before it.
+    """
+    for before, word in pairwise(words):
+        if not word.strip() or re.fullmatch(r"--[\w-]+=\s*", word):
+            place = word.partition("=")[0].strip() or Path(before).name
+            raise FedBiCrossError(
+                f"the word behind {place} is empty; give a name or a path there, or leave the option out "
+                "(is a variable of the shell not set?)"
+            )
 
 
 def refuse(reason: str) -> NoReturn:

@@ -6,8 +6,8 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError, MachineError
@@ -66,6 +66,29 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise FedBiCrossError(f"{path}: that user has no home folder here; write the path in full") from None
+
+
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write a command's result over one of the files that it is made from.
+
+    Parameters
+    ----------
+    out : Path
+        What is to be written.
+    inputs : iterable of Path
+        What is read. One that cannot be looked at is refused where it is read.
+
+    Raises
+    ------
+    FedBiCrossError
+        When they are one file, by whatever links or spellings.
+    """
+    for path in inputs:
+        with suppress(OSError):
+            if out.samefile(path):
+                raise FedBiCrossError(
+                    f"{out} is read by this command and would be overwritten; name another file to write"
+                )
 
 
 def shown(text: str) -> str:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import expanded
+from fedbicross_flwr.files import check_apart, expanded
 
 if TYPE_CHECKING:
     from fedbicross_flwr.site.store import RowScores
@@ -68,8 +68,11 @@ def personalize(
     from fedbicross_flwr.handover.file import read_handover
     from fedbicross_flwr.handover.offline import personalise
     from fedbicross_flwr.handover.signing import key_id, read_public_key
+    from fedbicross_flwr.site.store import PERSONAL, SCORES
 
-    path, key = expanded(cluster_model), expanded(public_key)
+    path, key, images, kept = map(expanded, (cluster_model, public_key, data, store))
+    for written in (PERSONAL, SCORES):
+        check_apart(kept / written, [path, key, images])
     handover = read_handover(path, key)
     print(f"hand-over for {handover.site}, signed with the key {key_id(read_public_key(key))}")
     if site and site != handover.site:
@@ -78,7 +81,7 @@ def personalize(
         )
     console = Console(markup=False, highlight=False)
     with Bars(console) as bars:
-        made = personalise(handover, expanded(data), expanded(store), bars, device)
+        made = personalise(handover, images, kept, bars, device)
     for note in made.notes:
         print(f"note: {note}")
     if made.scores.get("personal"):

@@ -22,8 +22,9 @@ from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
 from fedbicross_flwr.centre.roster import now
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import check_apart
 from fedbicross_flwr.handover.kept_shipment import KeptRun
-from fedbicross_flwr.handover.notes import HandoverNote, note_handover
+from fedbicross_flwr.handover.notes import HandoverNote, check_notable, note_handover
 from fedbicross_flwr.handover.signing import is_signed, key_id, read_private_key, read_public_key, sign
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.runs.folder import to_toml
@@ -83,11 +84,13 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     Raises
     ------
     FedBiCrossError
-        When the run has no cluster for the client (yet), a file of it is damaged, the key is none, or a file
-        cannot be written.
+        When the run has no cluster for the client (yet), a file of it is damaged, the key is none, `out` is
+        the key or a file of the run, or a file cannot be written.
     """
-    private = read_private_key(key)
     kept = KeptRun.open(run)
+    check_apart(out, [key, *kept.path.rglob("*")])
+    private = read_private_key(key)
+    check_notable(kept.path)
     number = kept.client_of(client) if isinstance(client, str) else client
     shipment, (spec, names) = kept.shipment(number), kept.network
     tensors = tensors_of(shipment)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.files import expanded, shown, write_bytes
+from fedbicross_flwr.files import check_apart, expanded, shown, write_bytes
 from fedbicross_flwr.settings import read_toml
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ def predict(
 ) -> None:
     """Let a model answer images: the class and the probability of every class, as CSV."""
     # Imported here, as PyTorch takes seconds to load and `--help` should not.
-    from fedbicross_flwr.site.prediction import predictions
+    from fedbicross_flwr.site.prediction import files_read, predictions
 
+    if out is not None:
+        check_apart(expanded(out), files_read(model, images))
     deliver(predictions(model, images, device), out)
 
 
@@ -53,8 +55,10 @@ def card(
     ] = None,
 ) -> None:
     """Write a model card for a site's personal model, as Markdown."""
-    from fedbicross_flwr.site.model_card import model_card
+    from fedbicross_flwr.site.model_card import files_read, model_card
 
+    if out is not None:
+        check_apart(expanded(out), files_read(model))
     deliver(model_card(model).encode("utf-8", "backslashreplace"), out)
 
 

@@ -22,7 +22,7 @@ from fedbicross_flwr.artifacts import digest, load_model, read_tensors
 from fedbicross_flwr.evaluation import Scores
 from fedbicross_flwr.report.units import ABSENT, human_bytes, percent
 from fedbicross_flwr.site.prediction import model_file
-from fedbicross_flwr.site.store import RowScores, read_scores
+from fedbicross_flwr.site.store import SCORES, RowScores, read_scores
 
 TITLES: Final[Mapping[str, str]] = {
     "personal": "this model",
@@ -148,6 +148,12 @@ def model_card(model: Path) -> str:
     )
 
 
+def files_read(model: Path) -> list[Path]:
+    """Return the files that `model_card` reads."""
+    file = model_file(model)
+    return [file, file.with_name(SCORES)]
+
+
 def plain(value: Any) -> str:
     """Return text that Markdown shows as it is, on one line."""
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(str(value).split()))
@@ -164,7 +170,7 @@ def versions() -> list[str]:
 
 def kept_scores(file: Path, facts: Mapping[str, str]) -> RowScores:
     """Return the scores beside a personal model; none if there are none, or they are another model's."""
-    return read_scores(file.with_name("scores.json"), facts.get("key", "")) or {}
+    return read_scores(file.with_name(SCORES), facts.get("key", "")) or {}
 
 
 def score_lines(scores: RowScores) -> list[list[str]]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedbicross_flwr.artifacts import Classifier, digest, load_model
 from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import check_apart, write_bytes
 from fedbicross_flwr.models import state_of
 from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.site.prediction import model_file
@@ -77,8 +77,8 @@ def export_onnx(model: Path, out: Path) -> Exported:
     Raises
     ------
     FedBiCrossError
-        When the optional packages are absent, the model cannot be read, or onnxruntime answers otherwise
-        than PyTorch.
+        When the optional packages are absent, the model cannot be read or would be overwritten, or
+        onnxruntime answers otherwise than PyTorch.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -87,6 +87,7 @@ def export_onnx(model: Path, out: Path) -> Exported:
             "run uv pip install -e '.[onnx]' in the checkout"
         )
     path = model_file(model)
+    check_apart(out, [path])
     classifier = load_model(path, device="cpu")
     content = serialised(classifier)
     difference = largest_difference(content, classifier)

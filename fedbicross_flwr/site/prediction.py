@@ -91,6 +91,12 @@ def predictions(model: Path, images: Path, device: str = "auto") -> bytes:
     return as_csv(batch, classifier.class_names, map(classifier.predict, batch.chunks))
 
 
+def files_read(model: Path, images: Path) -> list[Path]:
+    """Return the files that `predictions` reads."""
+    path = expanded(images)
+    return [model_file(model), *(image_files(path) if is_folder(path) else [path])]
+
+
 def folder_batch(folder: Path) -> Batch:
     """Return the images in a folder and the folders in it, by name; hidden ones are passed over.
 
@@ -102,11 +108,7 @@ def folder_batch(folder: Path) -> Batch:
     FedBiCrossError
         When there is no image, one cannot be read, or one is not 28x28 pixels of 8 bits.
     """
-    endings = readable_endings()
-    with reading(folder):
-        files = sorted(
-            file for file in visible_files(folder) if file.suffix.lower() in endings and file.is_file()
-        )
+    files = image_files(folder)
     if not files:
         raise FedBiCrossError(f"{folder}: no image in it; give a folder of images or an .npz file")
     channels = 1 if {check_image(file) for file in files} <= {*GRAY_MODES} else 3
@@ -116,6 +118,13 @@ def folder_batch(folder: Path) -> Batch:
     starts = range(0, len(files), CHUNK)
     chunks = (source.images("test", np.arange(len(files))[start : start + CHUNK]) for start in starts)
     return Batch("file", names, channels, chunks)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return what a folder and the folders in it have with the ending of an image, by name."""
+    endings = readable_endings()
+    with reading(folder):
+        return sorted(file for file in visible_files(folder) if file.suffix.lower() in endings)
 
 
 def readable_endings() -> set[str]:

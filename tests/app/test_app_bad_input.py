@@ -131,6 +131,37 @@ def test_a_folder_is_no_configuration(command: Command, tmp_path: Path) -> None:
     command("--config", str(tmp_path)).is_refusal("cannot read configuration", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["simulate", "--set", "seed", "--data", ""], "--data"),
+        (["simulate", "--set", "seed", "--out="], "--out"),
+        (["site", "check", "own.npz", "--classes", " "], "--classes"),
+        (["site", "check", ""], "check"),
+        (["make-signing-key", ""], "make-signing-key"),
+        (["export-records", ""], "export-records"),
+        (["predict", "--model", "a", "--images", "b", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_word_is_a_mistake_and_not_the_present_folder(
+    words: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedbicross", *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = capsys.readouterr()
+    Answer(left.value.code, told.out, told.err).is_refusal(f"the word behind {said} is empty")
+
+
+def test_a_setting_may_be_empty(command: Command) -> None:
+    command("--set=data.path=", "--set", "client.epoch=3").is_refusal("'client.epoch'")
+
+
 # --- data
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -331,6 +332,25 @@ def test_an_output_that_cannot_be_written_leaves_what_was_there(command: Command
     below = out / "deeper.csv"
     command("predict", "--model", model, "--images", folder, "--out", below).is_refusal("cannot write")
     assert checksums(tmp_path) == before
+
+
+def test_no_result_is_written_over_what_it_is_made_from(command: Command, site: Path, tmp_path: Path) -> None:
+    here, folder = Path(shutil.copytree(site, tmp_path / "here")), gray_folder(tmp_path / "new")
+    np.savez(tmp_path / "own.npz", images=pixels(2))
+    (tmp_path / "link.npz").symlink_to("own.npz")
+    before = checksums(tmp_path)
+    for images, out in (
+        ("own.npz", "own.npz"),
+        ("own.npz", "link.npz"),
+        ("own.npz", "here/personal.safetensors"),
+        ("new", "new/../new/1.png"),
+    ):
+        command("predict", "--model", here, "--images", images, "--out", out).is_refusal(out, "overwritten")
+    for out in ("here/personal.safetensors", "here/scores.json"):
+        command("card", "--model", here, "--out", out).is_refusal(out, "overwritten")
+    assert checksums(tmp_path) == before
+    for _ in range(2):  # What is no image may lie among them, and be written anew.
+        assert command("predict", "--model", here, "--images", folder, "--out", "new/a.csv").status == 0
 
 
 # --- the card

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError, harmless
-from fedbicross_flwr.files import expanded, shown, unusable, write_bytes
+from fedbicross_flwr.files import check_apart, expanded, shown, unusable, write_bytes
 
 
 @contextmanager
@@ -86,6 +86,20 @@ def test_a_home_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert expanded(Path("~/x")) == Path("/home/jane/x") and expanded(Path("x/~a")) == Path("x/~a")
     with pytest.raises(FedBiCrossError, match=r"^~nosuchuser/x: that user has no home folder here; write"):
         expanded(Path("~nosuchuser/x"))
+
+
+def test_a_result_is_not_written_over_what_it_is_made_from(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.write_text("read")
+    other.write_text("of yesterday")
+    (tmp_path / "link").symlink_to(own)
+    (tmp_path / "hard").hardlink_to(own)
+    (tmp_path / "nowhere").symlink_to("absent")
+    for out in (own, tmp_path / "link", tmp_path / "hard", tmp_path / ".." / tmp_path.name / "own"):
+        with pytest.raises(FedBiCrossError, match=f"{out} is read by this command and would be overwritten"):
+            check_apart(out, [other, own])
+    for out in (other, tmp_path / "new", tmp_path / "nowhere"):
+        check_apart(out, [own, tmp_path / "absent", tmp_path / "link"])
 
 
 def test_what_the_system_refuses_is_one_line() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from locked_files import locked
-from small_runs import Answer
+from small_runs import Answer, checksums
 from small_runs import tiny as small
 from tool_runs import Fedbicross, finished, save_share
 
@@ -439,6 +439,47 @@ def test_a_store_that_cannot_be_made_or_written_is_one_line(
             answer = personalize(command, given / "handover", key, own, store)
             answer.is_refusal(str(store), "Permission denied")
     assert (tmp_path / "file").read_text() == "kept" and not list((tmp_path / "sealed").iterdir())
+
+
+def test_no_hand_over_is_written_over_the_key_or_the_run(
+    command: Fedbicross, keys: Path, tmp_path: Path
+) -> None:
+    key = Path(shutil.copytree(keys, tmp_path / "keys")) / "signing.pem"
+    run = copy_of(finished(), tmp_path / "run")
+    before = checksums(tmp_path)
+    for out in (key, run / "config.toml", run / "models" / ".." / "models" / "cluster-0.safetensors"):
+        answer = command("export-cluster-model", run, "--client", 0, "--key", key, "--out", out)
+        answer.is_refusal(str(out), "would be overwritten")
+    assert checksums(tmp_path) == before
+
+
+def test_no_personal_model_is_written_over_the_hand_over(
+    command: Fedbicross, given: Path, keys: Path, tmp_path: Path
+) -> None:
+    handover = Path(shutil.copy(given / "handover", tmp_path / "personal.safetensors"))
+    before = checksums(tmp_path)
+    answer = personalize(command, handover, keys / "signing.pub", given / "own.npz", tmp_path)
+    answer.is_refusal("personal.safetensors", "would be overwritten")
+    assert checksums(tmp_path) == before
+
+
+def test_of_a_run_that_cannot_be_written_there_is_no_hand_over(
+    command: Fedbicross, keys: Path, tmp_path: Path
+) -> None:
+    run, out = copy_of(finished(), tmp_path / "run"), tmp_path / "handover"
+    with locked(run, 0o500):
+        words = ("--client", 0, "--key", keys / "signing.pem", "--out", out)
+        command("export-cluster-model", run, *words).is_refusal("cannot write", "handovers")
+    assert not out.exists()
+
+
+def test_an_empty_name_does_not_pass_for_any_site(
+    command: Fedbicross, given: Path, keys: Path, tmp_path: Path
+) -> None:
+    key, store = keys / "signing.pub", tmp_path / "store"
+    answer = personalize(command, given / "handover", key, given / "own.npz", store, "--site", "")
+    answer.is_refusal("the word behind --site is empty")
+    assert not store.exists()
 
 
 # --- which run, which client

@@ -97,6 +97,14 @@ def test_a_file_that_answers_otherwise_is_not_put_in_place(
     assert out.read_text() == "of yesterday"
 
 
+@installed
+def test_the_model_is_not_overwritten(tmp_path: Path, command: Fedbicross) -> None:
+    model = save(tmp_path, 3)
+    before = model.read_bytes()
+    command("export-onnx", "--model", model, "--out", model).is_refusal(str(model), "would be overwritten")
+    assert model.read_bytes() == before
+
+
 def test_absent_packages_are_named(
     tmp_path: Path, command: Fedbicross, monkeypatch: pytest.MonkeyPatch
 ) -> None:
