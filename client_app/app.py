@@ -26,7 +26,7 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import FederatedData, open_data
+from fedbicross_flwr.federated_data import FederatedData, open_data, sizes
 from fedbicross_flwr.files import shown
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import EventLog
@@ -170,7 +170,7 @@ def open_client(message: Message, config: RunConfig, client: int) -> Opened:
     """Open a simulated client's images and its own directory inside the run's folder."""
     folder = RunFolder(Path(str(config_of(message)["folder"])))
     source = open_data(config)
-    partition = Partition.load(folder.path / "partition.json")
+    partition = Partition.load(folder.path / "partition.json", config.partition.clients, sizes(source))
     spec = ModelSpec.of(config, source.info.num_classes, source.info.channels)
     progress = EventLog(folder.path / "progress.jsonl")
     task = ClientTask(client, spec, config, Compute.of(config.runtime), progress)

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute, resolve_device
-from fedbicross_flwr.data.source import normalise
+from fedbicross_flwr.data.source import class_names_problem, normalise
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import write_bytes
-from fedbicross_flwr.models import ModelSpec, StateDict, load_state
+from fedbicross_flwr.files import refuse_pipe, write_bytes
+from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state
+from fedbicross_flwr.models.checks import model_problem
 from fedbicross_flwr.training import predict_logits
 
 
@@ -54,11 +55,14 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
         When the file is absent, is no safetensors file, or its tensors do not have their checksum.
     """
     try:
+        refuse_pipe(path)
         with safetensors.safe_open(path, framework="pt") as file:
             facts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (OSError, safetensors.SafetensorError) as error:
-        raise FedBiCrossError(f"cannot read {path}: {error}") from error
+        raise FedBiCrossError(
+            f"cannot read {path}: {error}; check its name and who may read it, or copy it anew"
+        ) from error
     if facts.pop("digest", None) != digest(tensors):
         raise FedBiCrossError(f"{path} is damaged: its tensors do not have the checksum it was written with")
     return tensors, facts
@@ -111,6 +115,11 @@ class Classifier:
         if calibrated:
             logits = logits / self.temperature
         probabilities: NDArray[np.float32] = logits.softmax(1).cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise FedBiCrossError(
+                "the model's answers are no numbers: its weights or its temperature are beyond measure; "
+                "do not use it"
+            )
         return probabilities
 
 
@@ -125,13 +134,46 @@ def load_model(path: Path | str, device: str = "auto") -> Classifier:
     path = Path(path)
     state, facts = read_tensors(path)
     try:
-        spec = ModelSpec(**json.loads(facts["spec"]))
-        names = tuple(json.loads(facts["class_names"]))
-        model = load_state(spec, state)
+        spec, names = network_of(facts)
+        if problem := model_problem(state, spec):
+            raise ValueError(problem)
         temperature = float(facts.get("temperature", "1"))
         if not 0.0 < temperature < math.inf:
             raise ValueError(f"temperature = {temperature} is no positive number")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FedBiCrossError(f"{path} does not describe a model of this project: {error}") from error
+    except ValueError as error:
+        raise no_model(path, error) from error
     compute = Compute(resolve_device(device))
-    return Classifier(compute.place(model).eval(), spec, names, compute, temperature)
+    return Classifier(compute.place(load_state(spec, state)).eval(), spec, names, compute, temperature)
+
+
+def network_of(facts: Mapping[str, str]) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Return the network and the names of its classes that the facts of a model's file tell.
+
+    Raises
+    ------
+    ValueError
+        When they tell of none that could be built.
+    """
+    try:
+        spec, names = ModelSpec(**json.loads(facts["spec"])), json.loads(facts["class_names"])
+        with torch.device("meta"):
+            build_model(spec, seed=0)
+    except KeyError as error:
+        raise ValueError(f"{error} is not told, or not known") from error
+    except (FedBiCrossError, TypeError, ValueError, RuntimeError) as error:
+        # PyTorch's may be pages long.
+        raise ValueError(str(error).partition("\n")[0]) from error
+    if spec.channels not in (1, 3):
+        raise ValueError(f"it takes images of {spec.channels} channels, and there are none but of 1 or 3")
+    if not isinstance(names, list) or len(names) != spec.num_classes:
+        raise ValueError(f"class_names is not a list of {spec.num_classes} names")
+    if problem := class_names_problem(names):
+        raise ValueError(problem)
+    return spec, tuple(names)
+
+
+def no_model(path: Path, problem: object) -> FedBiCrossError:
+    """Return what is said of a file that describes no model."""
+    return FedBiCrossError(
+        f"{path} does not describe a model of this project: {problem}; give a file that a run or a site wrote"
+    )

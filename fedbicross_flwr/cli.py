@@ -181,6 +181,8 @@ def main() -> None:
         # Names need not be UTF-8, nor need a terminal know all letters.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if sys.stdout is None:  # as Python has it where a shell's >&- closed it
+            raise FedBiCrossError("standard output is closed; let it go somewhere, such as to /dev/null")
         try:
             check_words(sys.argv)
             status = app(standalone_mode=False, prog_name="fedbicross")

@@ -93,6 +93,11 @@ def deal(source: ImageSource, config: RunConfig) -> Partition:
     )
 
 
+def sizes(source: ImageSource) -> dict[str, int]:
+    """Return how many images each part has."""
+    return {"train": len(source.labels("train")), "test": len(source.labels("test"))}
+
+
 class Federation(Protocol):
     """What a server knows of its clients' data before any upload."""
 

@@ -60,12 +60,18 @@ def expanded(path: Path) -> Path:
     Raises
     ------
     FedBiCrossError
-        When no home folder of that user is known.
+        When no home folder of that user is known, or the path is none: a zero byte is in it, or links that
+        lead in a circle.
     """
     try:
-        return path.expanduser()
+        whole = path.expanduser()
     except RuntimeError:
         raise FedBiCrossError(f"{path}: that user has no home folder here; write the path in full") from None
+    try:
+        whole.resolve()
+    except (RuntimeError, ValueError) as error:
+        raise FedBiCrossError(f"{path}: no such path can be ({error}); give another") from None
+    return whole
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
@@ -99,6 +105,18 @@ def shown(text: str) -> str:
 def is_text(name: str) -> bool:
     """Return whether a name is text, and not bytes in another encoding than UTF-8."""
     return name == name.encode("utf-8", "ignore").decode("utf-8")
+
+
+def refuse_pipe(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: who reads a pipe may wait for ever.
+
+    Raises
+    ------
+    FedBiCrossError
+        For a pipe or device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FedBiCrossError(f"{path} is a pipe or device; give the name of an ordinary file")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import is_text, reading
+from fedbicross_flwr.files import is_text, reading, refuse_pipe
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS: Final = ("BMP", "JPEG", "PNG", "TIFF")
@@ -219,6 +219,7 @@ def opened(file: Path) -> Iterator[Image.Image]:
         # A file cut short may only warn before it fails; the line below says all there is to say.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            refuse_pipe(file)
             with Image.open(file, formats=FORMATS) as image:
                 yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -21,6 +21,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from fedbicross_flwr.errors import FedBiCrossError, harmless
+from fedbicross_flwr.files import refuse_pipe
 
 MOST_NAMED: Final = 8
 """Files that a message names; of more it gives the number."""
@@ -55,6 +56,7 @@ def _reading(path: Path, name: str | None = None) -> Iterator[zipfile.ZipFile]:
     """Open the archive and turn every way in which it can be broken into one line."""
     what = f"{path}: array '{name}'" if name else str(path)
     try:
+        refuse_pipe(path)
         with zipfile.ZipFile(path) as archive:
             yield archive
     except FileNotFoundError:

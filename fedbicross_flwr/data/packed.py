@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbicross_flwr.data.npz import array_names, read_array, read_header, read_rows
-from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices
+from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices, class_names_problem
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import reading
 
@@ -208,8 +208,9 @@ def read_labels(path: Path, split: str) -> NDArray[np.int64]:
             "(multi-label sets are not supported)"
         )
     values = read_array(path, name).reshape(-1)
-    if values.size and values.min() < 0:
-        raise FedBiCrossError(f"{path}: {name} holds the label {values.min()}; labels must be 0, 1, 2, ...")
+    for value in (values.min(), values.max()) if values.size else ():
+        if not 0 <= int(value) <= np.iinfo(np.int64).max:
+            raise FedBiCrossError(f"{path}: {name} holds the label {value}; labels must be 0, 1, 2, ...")
     return values.astype(np.int64)
 
 
@@ -220,7 +221,13 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             f"{path}: class_names is {array.dtype.name} of shape {array.shape}; expected a one-dimensional "
             "array of strings"
         )
-    return tuple(str(name) for name in array)
+    try:
+        names = tuple(str(name) for name in array)
+    except (ValueError, SystemError) as error:  # NumPy's, where a number is no letter's
+        raise FedBiCrossError(f"{path}: class_names cannot be read ({error}); save it anew") from None
+    if problem := class_names_problem(names):
+        raise FedBiCrossError(f"{path}: {problem}; name every class once, in UTF-8")
+    return names
 
 
 def check_classes(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,13 +64,24 @@ class Partition:
         write_bytes(path, (json.dumps(content, separators=(",", ":")) + "\n").encode())
 
     @classmethod
-    def load(cls, path: Path) -> Partition:
+    def load(
+        cls, path: Path, clients: int | None = None, images: Mapping[str, int] | None = None
+    ) -> Partition:
         """Read a partition that `save` wrote.
+
+        Parameters
+        ----------
+        path : Path
+            The file.
+        clients : int, optional
+            How many clients there are.
+        images : mapping, optional
+            How many images there are in the parts ``train`` and ``test``.
 
         Raises
         ------
         FedBiCrossError
-            The file is missing, or is no partition.
+            The file is missing, is no partition, or is that of other clients or images.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -83,14 +95,28 @@ class Partition:
                 f"{path}: is not a partition: training images for {len(train)} clients, test images for "
                 f"{len(test)}; delete it to deal anew"
             )
+        if clients not in (None, len(train)):
+            raise FedBiCrossError(
+                f"{path}: deals to {len(train)} clients, and there are {clients}; delete it to deal anew"
+            )
+        for part, shares in {"train": train, "test": test}.items():
+            highest = max(int(rows.max(initial=-1)) for rows in shares)
+            if images is not None and highest >= images[part]:
+                raise FedBiCrossError(
+                    f"{path}: deals image {highest} of the {part} part, which has {images[part]}; delete it "
+                    "to deal anew"
+                )
         return cls(train, test)
 
 
 def _as_indices(rows: object) -> Indices:
     values = np.asarray(rows if rows else np.empty(0, np.int64))
-    if values.ndim != 1 or values.dtype.kind not in "iu" or (values.size and values.min() < 0):
-        raise ValueError("indices must be lists of whole numbers from 0")
-    return values.astype(np.int64)
+    if values.ndim == 1 and values.dtype.kind in "iu":
+        # What is too large becomes negative.
+        indices = values.astype(np.int64)
+        if indices.min(initial=0) >= 0:
+            return indices
+    raise ValueError("indices must be lists of whole numbers from 0")
 
 
 def _counts(shares: tuple[Indices, ...], labels: NDArray[np.int64], num_classes: int) -> Indices:

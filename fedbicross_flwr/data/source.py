@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from fedbicross_flwr.files import is_text
 
 Part = Literal["train", "test"]
 """``"train"`` is the official training and validation split merged, in that order; ``"test"`` the test."""
@@ -72,6 +75,18 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """Return a short hexadecimal digest of the content; a run refuses to go on with other data."""
         ...
+
+
+def class_names_problem(names: Sequence[object]) -> str:
+    """Return what is wrong with the names of classes, or nothing: each is a text, and its class's alone."""
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or not is_text(name):
+            return f"class_names has {name!r:.40}, which is no name"
+        if name in seen:
+            return f"class_names has {name!r:.40} twice"
+        seen.add(name)
+    return ""
 
 
 def checked_indices(indices: NDArray[np.int64] | None, count: int) -> NDArray[np.int64]:

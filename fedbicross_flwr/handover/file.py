@@ -18,7 +18,7 @@ from typing import Final
 from torch import Tensor
 
 import fedbicross_flwr
-from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
+from fedbicross_flwr.artifacts import digest, network_of, read_tensors, write_tensors
 from fedbicross_flwr.centre.roster import now
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -156,13 +156,13 @@ def handover_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> Hand
         raise FedBiCrossError("its settings mean something else here")
     replayed = part(tensors, "replay.")
     shipment = Shipment(part(tensors, "model."), Replay.of(replayed) if replayed else None)
-    spec, client = ModelSpec(**json.loads(facts["spec"])), int(facts["client"])
+    (spec, names), client = network_of(facts), int(facts["client"])
     check_shipment(shipment, spec)
     return Handover(
         shipment,
         config,
         spec,
-        tuple(json.loads(facts["class_names"])),
+        names,
         facts["site"],
         client,
         int(facts["samples"]) if "samples" in facts else None,

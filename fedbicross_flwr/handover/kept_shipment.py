@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fedbicross_flwr.artifacts import digest, read_tensors
+from fedbicross_flwr.artifacts import digest, network_of, no_model, read_tensors
 from fedbicross_flwr.centre.kept_outcome import OUTCOME, REPLAY, load_outcome
 from fedbicross_flwr.centre.late_site import nearest_cluster
 from fedbicross_flwr.centre.roster import ROSTER, Roster, read_roster
@@ -163,9 +162,9 @@ class KeptRun:
         path = self.path / "models" / "cluster-0.safetensors"
         _, facts = read_tensors(path)
         try:
-            return ModelSpec(**json.loads(facts["spec"])), tuple(json.loads(facts["class_names"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise FedBiCrossError(f"{path} does not describe a model of this project: {error}") from error
+            return network_of(facts)
+        except ValueError as error:
+            raise no_model(path, error) from error
 
     @property
     def task(self) -> ServerTask:

@@ -13,7 +13,7 @@ from typing import Final
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import FederatedData, check_federation, deal, open_data
+from fedbicross_flwr.federated_data import FederatedData, check_federation, deal, open_data, sizes
 from fedbicross_flwr.runs.folder import IDENTITY, LOCK, RunFolder, check_folder, strange_files
 
 if sys.platform != "win32":
@@ -36,7 +36,10 @@ def open_run(config: RunConfig, path: Path) -> tuple[RunFolder, FederatedData]:
     check_federation(config, source.info)
     check_folder(path, config, source.fingerprint())
     kept = path / "partition.json"
-    partition = Partition.load(kept) if kept.exists() else deal(source, config)
+    if kept.exists():
+        partition = Partition.load(kept, config.partition.clients, sizes(source))
+    else:
+        partition = deal(source, config)
     # Not before the data is dealt: a folder that failed there would refuse the corrected settings.
     folder = RunFolder.open(path, config, source.fingerprint())
     if not kept.exists():

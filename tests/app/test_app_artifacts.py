@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,62 @@ def test_what_is_no_model_is_told_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(FedBiCrossError) as caught:
             load_model(path)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": "[a"}, "Expecting value"),
+        ({"class_names": "[" * 10**5}, "recursion"),
+        ({"class_names": '{"a": 1, "b": 2, "c": 3}'}, "class_names is not a list of 3 names"),
+        ({"class_names": '["a", "b"]'}, "class_names is not a list of 3 names"),
+        ({"class_names": '["a", 2, "c"]'}, "class_names has 2, which is no name"),
+        ({"class_names": '["a", " ", "c"]'}, "class_names has ' ', which is no name"),
+        ({"class_names": '["a", "\\ud800", "c"]'}, r"class_names has '\ud800', which is no name"),
+        ({"class_names": '["a", "b", "a"]'}, "class_names has 'a' twice"),
+        ({"spec": "[]"}, "must be a mapping"),
+        ({"spec": json.dumps(asdict(SPEC) | {"stem": "big"})}, "'big'"),
+        ({"spec": json.dumps(asdict(SPEC) | {"width": 10**30})}, "failed to unpack"),
+        ({"spec": json.dumps(asdict(SPEC) | {"width": 64})}, "(2, 1, 3, 3) instead of (64, 1, 3, 3)"),
+    ],
+)
+def test_facts_of_a_model_that_mean_nothing_are_one_line(
+    tmp_path: Path, changes: dict[str, str], words: str
+) -> None:
+    path = saved(tmp_path)
+    state, facts = read_tensors(path)
+    write_tensors(path, state, facts | changes)
+    with pytest.raises(FedBiCrossError) as caught:
+        load_model(path, "cpu")
+    said = str(caught.value)
+    assert said.startswith(str(path)) and words in said and "\n" not in said and len(said) < 500
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda weights: weights.half(), "fc.weight has type torch.float16"),
+        (lambda weights: weights * math.nan, "fc.weight holds values that are not finite"),
+        (lambda weights: weights / 0, "fc.weight holds values that are not finite"),
+    ],
+)
+def test_weights_that_are_none_are_one_line(
+    tmp_path: Path, spoil: Callable[[Tensor], Tensor], words: str
+) -> None:
+    path = saved(tmp_path)
+    state, facts = read_tensors(path)
+    write_tensors(path, state | {"fc.weight": spoil(state["fc.weight"])}, facts)
+    with pytest.raises(FedBiCrossError, match=words):
+        load_model(path, "cpu")
+
+
+@pytest.mark.parametrize(("scale", "temperature"), [(3e38, "1"), (1.0, "1e-60")])
+def test_answers_that_are_no_numbers_are_not_given(tmp_path: Path, scale: float, temperature: str) -> None:
+    path, state = tmp_path / "model.safetensors", state_of(build_model(SPEC, 1))
+    state["fc.weight"][:] = scale * state["fc.weight"].sign()
+    save_model(path, SPEC, state, NAMES, temperature=temperature)
+    with pytest.raises(FedBiCrossError, match="answers are no numbers"):
+        load_model(path, "cpu").predict(np.full((2, 28, 28), 255, np.uint8))
 
 
 def test_a_model_s_file_builds_it_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -365,6 +366,19 @@ def test_a_damaged_file_of_the_folder_is_named(command: Command, tmp_path: Path,
     assert checksums(tmp_path / "run") == before
 
 
+def test_a_partition_that_does_not_fit_is_named(command: Command, tmp_path: Path) -> None:
+    with run_opening.sole_use(tmp_path / "run"):
+        server.Server.open(tiny(), tmp_path / "run", "in-process")
+    kept = tmp_path / "run" / "partition.json"
+    shares = read_json(kept)
+    for train, words in (
+        ([[96], *shares["train"][1:]], "image 96"),
+        (shares["train"][:2], "2 clients"),
+    ):
+        kept.write_text(json.dumps({"train": train, "test": shares["test"][: len(train)]}))
+        command().is_refusal("partition.json", words, "delete it to deal anew")
+
+
 def test_an_interruption_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -418,6 +432,19 @@ main()"""
     )
     Answer(done.returncode, done.stdout, done.stderr).is_refusal(said)
     assert done.stdout.split() == ["loaded:"]
+
+
+def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "fedbicross_flwr", "make-signing-key", str(tmp_path / "keys")]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+    )
+    Answer(done.returncode, "", done.stderr).is_refusal("standard output is closed")
+    assert not (tmp_path / "keys").exists()
 
 
 def test_the_reference_run_is_whole() -> None:

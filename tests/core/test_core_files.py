@@ -88,6 +88,14 @@ def test_a_home_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         expanded(Path("~nosuchuser/x"))
 
 
+def test_what_can_be_no_path_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / "a" / "below", Path("zero\0byte")):
+        with pytest.raises(FedBiCrossError, match=r"no such path can be \(.*\); give another"):
+            expanded(path)
+
+
 def test_a_result_is_not_written_over_what_it_is_made_from(tmp_path: Path) -> None:
     own, other = tmp_path / "own", tmp_path / "other"
     own.write_text("read")

@@ -160,6 +160,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[]", '{"train": [[1]], "test": []}', '{"train": [["a"]], "test": [[0]]}',
+     '{"train": [[18446744073709551615]], "test": [[0]]}',
      '{"train": [[-1]], "test": [[0]]}', '{"train": [[0.5]], "test": [[0]]}', '{"train": [], "test": []}'],
 )  # fmt: skip
 def test_files_that_are_no_partition(text: str, tmp_path: Path) -> None:
@@ -169,6 +170,24 @@ def test_files_that_are_no_partition(text: str, tmp_path: Path) -> None:
         Partition.load(path)
     with pytest.raises(FedBiCrossError, match="no such partition file"):
         Partition.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("clients", "images", "words"),
+    [
+        (3, {"train": 9, "test": 2}, "deals to 2 clients, and there are 3"),
+        (2, {"train": 8, "test": 2}, "deals image 8 of the train part, which has 8"),
+        (2, {"train": 9, "test": 1}, "deals image 1 of the test part, which has 1"),
+    ],
+)
+def test_a_partition_of_other_clients_or_images_is_named(
+    clients: int, images: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "partition.json"
+    path.write_text('{"train": [[8], [0]], "test": [[], [1]]}')
+    assert Partition.load(path, 2, {"train": 9, "test": 2}).num_clients == 2
+    with pytest.raises(FedBiCrossError, match=f"partition.json: {words}; delete it to deal anew"):
+        Partition.load(path, clients, images)
 
 
 def test_no_network_no_warnings_no_progress_bars() -> None:

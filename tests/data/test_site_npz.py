@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -158,6 +159,8 @@ def _labels(*values: int, dtype: Any = np.int64) -> NDArray[Any]:
         ({"train_labels": np.uint8(1)}, "30 train_images but a single train_labels"),
         ({"train_labels": _labels(0, 1, 2, dtype=np.float32)}, "train_labels is float32; labels must be int"),
         ({"train_labels": _labels(0, 1, -1)}, "train_labels holds the label -1"),
+        ({"train_labels": _labels(0, 1, 2**64 - 1, dtype=np.uint64)}, "train_labels holds the label 18446"),
+        ({"test_labels": _labels(0, 2**64 - 1, dtype=np.uint64)[:12]}, "test_labels holds the label 18446"),
         ({"train_labels": np.zeros((30, 2), np.int64)}, "one label an image"),
         ({"train_labels": _labels(0, 1, 2, 4)}, "class 3 has no training image, though 5 classes"),
         ({"train_labels": _labels(0, 1, 2, 2_000_000_000)}, "class 3 has no training image"),
@@ -165,6 +168,10 @@ def _labels(*values: int, dtype: Any = np.int64) -> NDArray[Any]:
         ({"class_names": np.asarray(["a", "b", "c", "d"])}, r"class 3 \(d\) has no training image"),
         ({"class_names": np.asarray(["a", "b"])}, "training label 2 but class_names lists 2 classes"),
         ({"class_names": np.asarray([1, 2, 3])}, "class_names is int64"),
+        ({"class_names": np.asarray(["a", "b", "a"])}, "class_names has 'a' twice; name every class once"),
+        ({"class_names": np.asarray(["a", "", "c"])}, "class_names has '', which is no name"),
+        ({"class_names": np.asarray(["a", "\ud800", "c"])}, r"class_names has '\\ud800', which is no name"),
+        ({"class_names": np.full(3, 0x110000, np.uint32).view("<U1")}, "class_names cannot be read"),
         (
             {"train_images": np.full(30, None)},
             "train_images' holds Python objects, which are never unpickled",
@@ -192,6 +199,12 @@ def test_each_mistake_has_its_line(
     with pytest.raises(FedBiCrossError, match=words) as raised:
         open_site(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(FedBiCrossError, match=r"pipe\.npz is a pipe or device"):
+        open_site(tmp_path / "pipe.npz")
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
