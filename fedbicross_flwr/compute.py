@@ -105,25 +105,36 @@ def has_cpp_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`; ``auto`` is the first accelerator, else the CPU."""
+def resolve_device(name: str, setting: str = "runtime.device") -> torch.device:
+    """Return the device called `name`; ``auto`` is the first accelerator, else the CPU.
+
+    Parameters
+    ----------
+    name : str
+        As PyTorch has it, or ``auto``.
+    setting : str, default "runtime.device"
+        What it was given as.
+
+    Raises
+    ------
+    FedBiCrossError
+        When PyTorch does not know it, or this machine does not have it.
+    """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise FedBiCrossError(
-            f"runtime.device = {name!r} is not a PyTorch device; try auto or cpu"
-        ) from error
+        raise FedBiCrossError(f"{setting} = {name!r} is not a PyTorch device; try auto or cpu") from error
     if device.type == "cpu":
         return device
     if accelerator is None or accelerator.type != device.type:
-        raise FedBiCrossError(f"runtime.device = {name!r} is not available on this machine; try auto or cpu")
+        raise FedBiCrossError(f"{setting} = {name!r} is not available on this machine; try auto or cpu")
     count = torch.accelerator.device_count()
     if (device.index or 0) >= count:
         raise FedBiCrossError(
-            f"runtime.device = {name!r}, but this machine has {count} of them, numbered from 0; try auto"
+            f"{setting} = {name!r}, but this machine has {count} of them, numbered from 0; try auto"
         )
     return device
 

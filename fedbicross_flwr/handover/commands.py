@@ -65,11 +65,14 @@ def personalize(
     ] = "",
 ) -> None:
     """Make the site's personal model from a hand-over, without any network."""
+    from fedbicross_flwr.compute import resolve_device
     from fedbicross_flwr.handover.file import read_handover
     from fedbicross_flwr.handover.offline import personalise
     from fedbicross_flwr.handover.signing import key_id, read_public_key
     from fedbicross_flwr.site.store import PERSONAL, SCORES
 
+    if device:
+        resolve_device(device, "--device")
     path, key, images, kept = map(expanded, (cluster_model, public_key, data, store))
     for written in (PERSONAL, SCORES):
         check_apart(kept / written, [path, key, images])

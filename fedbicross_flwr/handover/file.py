@@ -93,6 +93,12 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     check_notable(kept.path)
     number = kept.client_of(client) if isinstance(client, str) else client
     shipment, (spec, names) = kept.shipment(number), kept.network
+    try:
+        check_shipment(shipment, spec)
+    except FedBiCrossError as error:
+        raise FedBiCrossError(
+            f"{kept.path} is damaged, no site could use it ({error}); restore it"
+        ) from error
     tensors = tensors_of(shipment)
     facts = {
         "format": FORMAT,

@@ -147,7 +147,7 @@ class KeptRun:
         entry = self.roster.sites[client] if self.roster is not None else None
         if entry is not None and entry.cluster is not None:
             return entry.cluster
-        uploads = {one.client: one for one in kept_uploads(self.folder, assignment)}
+        uploads = {one.client: one for one in kept_uploads(self.folder, assignment, self.task)}
         return nearest_cluster(own[0].state, assignment, uploads, self.task)
 
     @cached_property

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.files import unusable, write_bytes
 
 PRIVATE: Final = "signing.pem"
 PUBLIC: Final = "signing.pub"
@@ -124,7 +124,7 @@ def read_key_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FedBiCrossError(f"cannot read the key {path}: {error.strerror or error}") from error
+        raise FedBiCrossError(f"cannot read the key {unusable(error, path)}") from error
 
 
 def not_a_key(path: Path, kind: str) -> FedBiCrossError:

@@ -15,11 +15,13 @@ from fedbicross_flwr.artifacts import read_tensors
 from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.data.source import IMAGE_SIZE
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import Synthesis
 from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.fedbicross import build_clusters, made_to_rehearse
 from fedbicross_flwr.models import StateDict
+from fedbicross_flwr.models.checks import model_problem
 from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.shipment import Replay
@@ -46,6 +48,12 @@ def simulated_outcome(folder: RunFolder, config: RunConfig, task: ServerTask) ->
     while (path := folder.model_path(len(models))).exists():
         models.append(read_tensors(path)[0])
     assignment = assignment_of(folder, config)
+    highest = max(assignment.values(), default=len(models))
+    if highest >= len(models):
+        raise FedBiCrossError(
+            f"{folder.path}: clustering.json names cluster {highest}, but there are {len(models)} models of "
+            "clusters; restore the file"
+        )
     make = REPLAYS.get(config.method) if config.personal.replay else None
     replay = make(folder, assignment, task) if make is not None else None
     return ServerOutcome(tuple(models), assignment, replay=replay)
@@ -65,13 +73,13 @@ def assignment_of(folder: RunFolder, config: RunConfig) -> dict[int, int]:
     return dict.fromkeys(sent or everyone, 0)
 
 
-def kept_uploads(folder: RunFolder, clients: Iterable[int]) -> list[ClientUpload]:
+def kept_uploads(folder: RunFolder, clients: Iterable[int], task: ServerTask) -> list[ClientUpload]:
     """Return uploads in the order of the clients' numbers.
 
     Raises
     ------
     FedBiCrossError
-        When one is missing or damaged.
+        When one is missing or damaged, or of another network than the run's.
     """
     found = []
     for client in sorted(clients):
@@ -79,6 +87,8 @@ def kept_uploads(folder: RunFolder, clients: Iterable[int]) -> list[ClientUpload
         if kept is None:
             path = folder.upload_path(client)
             raise FedBiCrossError(f"{path} is missing or damaged, and its answers are needed; restore it")
+        if problem := model_problem(kept[0].state, task.spec):
+            raise FedBiCrossError(f"{folder.upload_path(client)} is damaged: {problem}; restore it")
         found.append(kept[0])
     return found
 
@@ -88,12 +98,16 @@ def fedbicross_replay(folder: RunFolder, assignment: Mapping[int, int], task: Se
 
     The answers are computed again, by the same function, and are the same on the same kind of device.
     """
-    tensors, _ = read_tensors(folder.path / "synthetic.safetensors")
-    syntheses = [
-        Synthesis({0: tensors[f"images.{k}"]}, tensors[f"labels.{k}"], torch.empty(0))
-        for k in range(len(tensors) // 2)
-    ]
-    uploads = kept_uploads(folder, assignment)
+    path = folder.path / "synthetic.safetensors"
+    tensors, _ = read_tensors(path)
+    syntheses = []
+    for k in range(max(assignment.values()) + 1):
+        images, labels = tensors.get(f"images.{k}"), tensors.get(f"labels.{k}")
+        size = (task.spec.channels, IMAGE_SIZE, IMAGE_SIZE)
+        if images is None or labels is None or images.shape != (labels.numel(), *size):
+            raise FedBiCrossError(f"{path} has no images of cluster {k} with their labels; restore the file")
+        syntheses.append(Synthesis({0: images}, labels, torch.empty(0)))
+    uploads = kept_uploads(folder, assignment, task)
     # Of the clustering, only who belongs to whom is read.
     unread = np.empty((0, 0))
     clustering = Clustering(tuple(assignment[one.client] for one in uploads), unread, unread, None, unread)

@@ -41,8 +41,10 @@ def predict(
 ) -> None:
     """Let a model answer images: the class and the probability of every class, as CSV."""
     # Imported here, as PyTorch takes seconds to load and `--help` should not.
+    from fedbicross_flwr.compute import resolve_device
     from fedbicross_flwr.site.prediction import files_read, predictions
 
+    resolve_device(device, "--device")
     if out is not None:
         check_apart(expanded(out), files_read(model, images))
     deliver(predictions(model, images, device), out)

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedbicross_flwr.artifacts import digest, read_tensors, save_model
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.evaluation import Scores
+from fedbicross_flwr.evaluation import METRICS, Scores
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.runs.code_version import shared_folder
@@ -173,6 +173,14 @@ def read_scores(path: Path, key: str) -> RowScores | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         scores: RowScores = content["scores"]
-        return scores if content["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = all(map(are_scores, (one for row in scores.values() for one in row.values())))
+        return scores if whole and content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def are_scores(values: Mapping[str, float]) -> bool:
+    """Return whether every metric has a value that it can have; one that cannot be told is nan."""
+    return set(values) == {*METRICS} and not any(
+        value < 0 or (value > 1 + 1e-6 and metric != "samples") for metric, value in values.items()
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import re
 import resource
 import shutil
@@ -26,7 +28,7 @@ from fedbicross_flwr.client import ClientImages, second_round, upload_key
 from fedbicross_flwr.compute import Compute, client_work
 from fedbicross_flwr.data.source import normalise
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.evaluation import score
+from fedbicross_flwr.evaluation import METRICS, score
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
@@ -257,6 +259,16 @@ def in_colour(folder: Path) -> None:
     Image.new("RGB", (28, 28)).save(folder / "1.png")
 
 
+def dangling(folder: Path) -> None:
+    (folder / "1.png").unlink()
+    (folder / "1.png").symlink_to("absent.png")
+
+
+def pipe(folder: Path) -> None:
+    (folder / "1.png").unlink()
+    os.mkfifo(folder / "1.png")
+
+
 def empty(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -270,6 +282,8 @@ def empty(folder: Path) -> None:
         (deep_pixels, ("1.png", "mode I;16", "8 bits")),
         (no_image, ("1.png", "not an image")),
         (cut_short, ("1.png", "cannot be read as an image")),
+        (dangling, ("1.png", "cannot be read as an image", "No such file")),
+        (pipe, ("1.png", "pipe or device")),
         (in_colour, ("new", "in colour, 3 channels", "takes images grayscale, 1 channel")),
         (empty, ("new", "no image in it")),
     ],
@@ -311,7 +325,9 @@ def test_a_path_of_nothing_is_one_line(command: Command, tmp_path: Path) -> None
         "model.safetensors", "not an .npz file"
     )
     images = gray_folder(tmp_path / "new")
-    command("predict", "--model", model, "--images", images, "--device", "gpu").is_refusal("gpu", "cpu")
+    command("predict", "--model", model, "--images", images, "--device", "gpu").is_refusal(
+        "--device = 'gpu'", "cpu"
+    )
 
 
 def test_an_output_that_cannot_be_written_leaves_what_was_there(command: Command, tmp_path: Path) -> None:
@@ -389,6 +405,28 @@ def test_the_card_of_a_model_without_scores_says_so(tmp_path: Path, command: Com
     assert "No scores of this model" in answer.output and "are not calibrated" in answer.output
     (tmp_path / "scores.json").write_text("[]")
     assert "No scores of this model" in command("card", "--model", model).output
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        [],
+        {"personal": 3},
+        {"personal": {"local": []}},
+        {"personal": {"local": {"accuracy": 0.5}}},
+        {"personal": {"local": dict.fromkeys(METRICS, "0.5")}},
+        {"personal": {"local": dict.fromkeys(METRICS, 40.0)}},
+        {"personal": {"local": dict.fromkeys(METRICS, -0.5)}},
+    ],
+)
+def test_damaged_scores_are_not_on_the_card(command: Command, tmp_path: Path, damaged: object) -> None:
+    model = save(tmp_path, key="k")
+    whole = {"personal": {"local": dict.fromkeys(METRICS, 0.25)}}
+    (tmp_path / "scores.json").write_text(json.dumps({"key": "k", "scores": whole}))
+    assert "| 25.0 | 25.0 |" in command("card", "--model", model).output
+    (tmp_path / "scores.json").write_text(json.dumps({"key": "k", "scores": damaged}))
+    answer = command("card", "--model", model)
+    assert (answer.status, answer.error) == (0, "") and "No scores of this model" in answer.output
 
 
 def test_a_card_of_nothing_is_one_line(tmp_path: Path, command: Command) -> None:

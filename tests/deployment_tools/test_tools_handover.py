@@ -463,6 +463,46 @@ def test_no_personal_model_is_written_over_the_hand_over(
     assert checksums(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (
+            "synthetic",
+            lambda found: found.pop("labels.1"),
+            "synthetic.safetensors has no images of cluster 1",
+        ),
+        (
+            "synthetic",
+            lambda found: found.update({"images.0": found["images.0"][:-1]}),
+            "synthetic.safetensors has no images of cluster 0",
+        ),
+        ("synthetic", lambda found: found["images.0"].mul_(torch.nan), "values that are not finite"),
+        ("models/cluster-0", lambda found: found.pop("fc.weight"), "is damaged, no site could use it"),
+        ("models/cluster-1", lambda found: found.pop("fc.weight"), "is damaged, no site could use it"),
+        ("uploads/client-00", lambda found: found.pop("fc.weight"), "client-00.safetensors is damaged: 1"),
+    ],
+)
+def test_a_run_of_which_a_part_is_damaged_has_no_hand_over(
+    file: str, change: Any, words: str, command: Fedbicross, keys: Path, tmp_path: Path
+) -> None:
+    run, out = copy_of(finished(), tmp_path / "run"), tmp_path / "handover"
+    tensors, facts = read_tensors(run / f"{file}.safetensors")
+    change(tensors)
+    write_tensors(run / f"{file}.safetensors", tensors, facts)
+    number = json.loads((run / "clustering.json").read_text())["assignment"].index(int(file[-1] == "1"))
+    more = ("--client", number, "--key", keys / "signing.pem", "--out", out)
+    command("export-cluster-model", run, *more).is_refusal(words)
+    assert not out.exists()
+
+
+def test_a_cluster_that_has_no_model_is_named(command: Fedbicross, keys: Path, tmp_path: Path) -> None:
+    run = copy_of(finished(), tmp_path / "run")
+    content = json.loads((run / "clustering.json").read_text())
+    (run / "clustering.json").write_text(json.dumps(content | {"assignment": [0, 7, 1]}))
+    words = ("--client", 0, "--key", keys / "signing.pem", "--out", tmp_path / "handover")
+    command("export-cluster-model", run, *words).is_refusal("clustering.json names cluster 7", "2 models")
+
+
 def test_of_a_run_that_cannot_be_written_there_is_no_hand_over(
     command: Fedbicross, keys: Path, tmp_path: Path
 ) -> None:
