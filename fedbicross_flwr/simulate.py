@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedbicross_flwr.config import RunConfig, with_absolute_paths
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import expanded
+from fedbicross_flwr.files import expanded, shown
 from fedbicross_flwr.in_process import run_in_process
 from fedbicross_flwr.launch import find_app, fit_resources, simulate
 from fedbicross_flwr.progress_display import ProgressDisplay
@@ -62,9 +62,9 @@ def describe(server: Server, console: Console) -> None:
     info, config = server.data.source.info, server.config
     sizes = sorted(len(rows) for rows in server.data.partition.train)
     console.print(
-        f"{info.name}: {info.num_classes} classes, {len(sizes)} clients with {sizes[0]} to {sizes[-1]} "
-        f"training images (alpha = {config.partition.alpha:g}), seed {config.seed}\n"
-        f"run folder: {server.folder.path}",
+        f"{shown(info.name)}: {info.num_classes} classes, {len(sizes)} clients with {sizes[0]} to "
+        f"{sizes[-1]} training images (alpha = {config.partition.alpha:g}), seed {config.seed}\n"
+        f"run folder: {shown(str(server.folder.path))}",
         markup=False,
         highlight=False,
         soft_wrap=True,

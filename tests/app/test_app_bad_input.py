@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from small_runs import TINY, Answer, checksums, read_json, reference, save_site, tiny, without_report
 
 from fedbicross_flwr import cli, server
@@ -377,6 +379,19 @@ def test_a_partition_that_does_not_fit_is_named(command: Command, tmp_path: Path
     ):
         kept.write_text(json.dumps({"train": train, "test": shares["test"][: len(train)]}))
         command().is_refusal("partition.json", words, "delete it to deal anew")
+
+
+def test_a_data_set_s_name_is_shown_on_one_line(tmp_path: Path) -> None:
+    own = save_site(tmp_path / "two\nlines.npz")
+    with run_opening.sole_use(tmp_path / "run"):
+        opened = server.Server.open(
+            tiny(data__name="site", data__path=str(own)), tmp_path / "run", "in-process"
+        )
+    console = Console(file=io.StringIO())
+    with console.capture() as said:
+        simulate_module.describe(opened, console)
+    first, second = said.get().splitlines()
+    assert first.startswith("two\\nlines: 3 classes, 3 clients") and second.startswith("run folder: ")
 
 
 def test_an_interruption_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
