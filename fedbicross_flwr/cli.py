@@ -22,7 +22,7 @@ from fedbicross_flwr.compare.commands import export_records, figure, table
 from fedbicross_flwr.compare.plan import OWN_KEYS, base_settings, cells_of, plan_runs
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, harmless, memory_is_full
 from fedbicross_flwr.files import disk_is_full, expanded, shown, unusable
 from fedbicross_flwr.handover.commands import (
     export_cluster_model,
@@ -203,6 +203,10 @@ def main() -> None:
         if error.filename is None and not disk_is_full(error):
             raise
         refuse(unusable(error))
+    except (MemoryError, RuntimeError) as error:
+        if not memory_is_full(error):
+            raise
+        refuse(f"memory is too small for what was asked; lower what was raised last ({harmless(str(error))})")
     except (KeyboardInterrupt, SystemExit) as end:
         # Typer turns an interruption inside a command into a silent exit with status 130.
         if isinstance(end, SystemExit) and end.code != 130:

@@ -23,6 +23,14 @@ class MachineError(FedBiCrossError):
     """Something that the machine did not do, whatever the data and settings: trying again may help."""
 
 
+def memory_is_full(error: BaseException) -> bool:
+    """Return whether an error says that this machine does not have the memory that was asked for.
+
+    NumPy and Python have a type for it; PyTorch on a CPU has words alone.
+    """
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def harmless(text: str) -> str:
     """Return a text of foreign origin as one line that a terminal shows and a log can keep.
 

@@ -22,7 +22,7 @@ import torch
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.errors import FedBiCrossError, MachineError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError, harmless
 from fedbicross_flwr.files import base_for_sockets
 from fedbicross_flwr.parallel import Check, Step, call_here
 
@@ -114,8 +114,9 @@ def init_ray(**options: Any) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is known")
+    """Return the first line of what an error says, of which Ray may make pages."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "no reason is known")
+    return harmless(first)
 
 
 def tasks_wanted(runtime: RuntimeConfig, compute: Compute) -> int:

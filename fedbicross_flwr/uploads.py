@@ -11,7 +11,6 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.protocol import ClientUpload
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.models.checks import model_problem
-from fedbicross_flwr.models.checks import tensor_problem as tensor_problem
 from fedbicross_flwr.shipment import Shipment
 
 

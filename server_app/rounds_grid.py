@@ -17,8 +17,9 @@ from flwr.serverapp import Grid
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import StateDict
+from fedbicross_flwr.models.checks import tensor_problem
 from fedbicross_flwr.runs.record import ClientRecord
-from fedbicross_flwr.uploads import check_upload, payload_bytes, tensor_problem
+from fedbicross_flwr.uploads import check_upload, payload_bytes
 from server_app.strategy import OneShot, wait_for_nodes
 
 if TYPE_CHECKING:

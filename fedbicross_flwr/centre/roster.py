@@ -150,7 +150,7 @@ def read_roster(path: Path) -> Roster:
         ):
             raise ValueError("numbers, stage or states are unknown")
         return roster
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FedBiCrossError(
             f"{path} cannot be read ({error}); remove it, and the run takes up what else is in its folder"
         ) from error

@@ -18,11 +18,17 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig, RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.parallel import side_by_side
-from fedbicross_flwr.ray_tasks import RayTasks, ray_tasks, start_ray, tasks_wanted
+from fedbicross_flwr.ray_tasks import RayTasks, first_line, ray_tasks, start_ray, tasks_wanted
 
 CPU = Compute(torch.device("cpu"))
 GPU = Compute(torch.device("meta"))
 """Any device that is no CPU: nothing is computed on it here."""
+
+
+def test_of_the_pages_that_ray_makes_of_a_failure_one_line_is_told() -> None:
+    said = first_line(RuntimeError(f"\n  a worker was killed {'; '.join(['usage'] * 900)}\nand so on"))
+    assert said.startswith("a worker was killed usage") and len(said) < 620 and "and so on" not in said
+    assert first_line(RuntimeError(" \n")) == "no reason is known"
 
 
 @pytest.mark.parametrize(
