@@ -84,7 +84,7 @@ def plain_cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
         model = build_model(sizes.spec, 0).to(device)
         reference.train(model, bench.dealt(data, sizes.epochs), 0.02, 0.9, 5e-4)
         models.append(model.eval())
-    students = plain_stages(bench, models)
+    students = plain_stages(bench, dealt_in_turn(models, sizes.clusters))
     for client, (data, model) in enumerate(zip(datas, models, strict=True)):
         student = students[client % sizes.clusters]
         teachers = (student, model)
@@ -92,14 +92,18 @@ def plain_cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
         reference.personalise(copy.deepcopy(student), teachers, dealt, 1e-3, 0.9, 5e-4, 0.5, 0.3)
 
 
-def plain_stages(bench: Bench, models: Sequence[nn.Module]) -> list[nn.Module]:
-    """Do stages 1 and 2 by the reference; return the students G_k."""
+def dealt_in_turn(models: Sequence[nn.Module], clusters: int) -> list[Sequence[nn.Module]]:
+    """Return the models of each cluster."""
+    return [models[k::clusters] for k in range(clusters)]
+
+
+def plain_stages(bench: Bench, groups: Sequence[Sequence[nn.Module]]) -> list[nn.Module]:
+    """Do stages 1 and 2 by the reference on the models of each cluster; return the students G_k."""
     sizes, device = bench.sizes, bench.compute.device
     labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
     rows = split_indices(labels, 0.8)
     clusters = []
-    for k in range(sizes.clusters):
-        members = models[k :: sizes.clusters]
+    for k, members in enumerate(groups):
         noise = bench.noise(sizes.images, k)
         inversion = reference.Inversion(
             members, labels.to(device), noise, 0.05, 10.0, 2.5e-5, 2, torch.Generator()
