@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.errors import FedBiCrossError, MachineError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError, memory_is_full
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def client_work(runtime: RuntimeConfig) -> Iterator[None]:
 
 @contextmanager
 def within_memory(advice: str) -> Iterator[None]:
-    """Say in one line that an accelerator's memory did not do, with advice on what to lower.
+    """Say in one line that memory did not do, an accelerator's or the machine's, with advice.
 
     Raises
     ------
@@ -172,11 +172,14 @@ def within_memory(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not memory_is_full(error):
+            raise
         first = next(iter(str(error).splitlines()), "")
-        raise MachineError(
-            f"the accelerator's memory is full ({first}); {advice}, or set runtime.device = 'cpu'"
-        ) from error
+        whose, other = "the machine's", ""
+        if isinstance(error, torch.OutOfMemoryError):
+            whose, other = "the accelerator's", ", or set runtime.device = 'cpu'"
+        raise MachineError(f"{whose} memory is full ({first}); {advice}{other}") from error
 
 
 @contextmanager

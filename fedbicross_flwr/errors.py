@@ -24,11 +24,12 @@ class MachineError(FedBiCrossError):
 
 
 def memory_is_full(error: BaseException) -> bool:
-    """Return whether an error says that this machine does not have the memory that was asked for.
+    """Return whether an error says that there is no memory for what was asked.
 
-    NumPy and Python have a type for it; PyTorch on a CPU has words alone.
+    Python and NumPy have a type for it, PyTorch one for accelerators, and of a CPU's it has words alone.
     """
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)
 
 
 def harmless(text: str) -> str:

@@ -68,9 +68,13 @@ def expanded(path: Path) -> Path:
     except RuntimeError:
         raise FedBiCrossError(f"{path}: that user has no home folder here; write the path in full") from None
     try:
-        whole.resolve()
-    except (RuntimeError, ValueError) as error:
+        whole.stat()
+    except ValueError as error:
         raise FedBiCrossError(f"{path}: no such path can be ({error}); give another") from None
+    except OSError as error:
+        # Any other is told by whoever reads or writes there.
+        if error.errno == errno.ELOOP:
+            raise FedBiCrossError(f"{path}: no such path can be ({error.strerror}); give another") from None
     return whole
 
 

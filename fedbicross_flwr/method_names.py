@@ -1,6 +1,6 @@
 """One-shot methods by name: a new one is a file in `fedbicross_flwr.methods` and a line here.
 
-Apart from what they do, so that a setting or an option is checked before PyTorch is loaded.
+Apart from what they do, so that ``--methods`` is checked before PyTorch is loaded.
 """
 
 from __future__ import annotations

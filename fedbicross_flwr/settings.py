@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.files import is_text, shown
+from fedbicross_flwr.files import is_text, shown, unusable
 
 Scalar = bool | int | float | str
 
@@ -155,7 +155,7 @@ def read_toml(path: Path) -> dict[str, Scalar]:
         # With the mark that Windows may begin a text with, or without.
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise FedBiCrossError(f"cannot read configuration {path}: {error.strerror}") from error
+        raise FedBiCrossError(f"cannot read configuration {unusable(error, path)}") from error
     except (ValueError, RecursionError) as error:
         raise FedBiCrossError(f"configuration {path} is not valid TOML: {error}") from error
     flat: dict[str, Scalar] = {}
@@ -198,9 +198,9 @@ def toml_literal(value: Scalar) -> str:
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested tables as ``("outer.inner", value)``."""
+    """Yield the leaves of nested tables as ``("outer.inner", value)``; an empty table in another is one."""
     for key, value in table.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (value or not prefix):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -18,8 +18,9 @@ from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import predict_logits
 
 LARGEST_VALUE: Final = 1e6
-LARGEST_LOGIT: Final = 1e4
-"""No training leaves such numbers; squared and summed over layers, larger ones leave float32."""
+LARGEST_LOGIT: Final = 1e8
+"""No training that converged comes near, though its answers to loud noise may reach thousands; squared and
+summed over layers, larger numbers leave float32."""
 
 PROBES_OF_A_KIND: Final = 32
 AMPLITUDES: Final = (0.5, 1.0, 2.0)

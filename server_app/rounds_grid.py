@@ -132,7 +132,7 @@ class RoundsGrid(Grid):
         if problem := next(filter(None, problems), ""):
             raise FedBiCrossError(
                 f"{self.one_shot.server.config.method} went astray in round {len(self.seconds)}: {problem}; "
-                "lower the server's learning rate in the section flower"
+                "lower the server's learning rate in the section flower, or client.lr"
             )
         return whole
 

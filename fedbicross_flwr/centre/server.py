@@ -36,7 +36,8 @@ def check_settings(config: RunConfig) -> None:
     Raises
     ------
     FedBiCrossError
-        When the method is unknown or takes many rounds, or the network, device or tracker is not there.
+        When the method is unknown or takes many rounds, the network, device or tracker is not there, or no
+        site could have as many classes as it must.
     """
     method_named(config.method)
     if is_flower(config.method):

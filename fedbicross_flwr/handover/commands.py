@@ -69,12 +69,12 @@ def personalize(
     from fedbicross_flwr.handover.file import read_handover
     from fedbicross_flwr.handover.offline import personalise
     from fedbicross_flwr.handover.signing import key_id, read_public_key
-    from fedbicross_flwr.site.store import PERSONAL, SCORES
+    from fedbicross_flwr.site.store import LOCAL, PERSONAL, SCORES
 
     if device:
         resolve_device(device, "--device")
     path, key, images, kept = map(expanded, (cluster_model, public_key, data, store))
-    for written in (PERSONAL, SCORES):
+    for written in (LOCAL, PERSONAL, SCORES):
         check_apart(kept / written, [path, key, images])
     handover = read_handover(path, key)
     print(f"hand-over for {handover.site}, signed with the key {key_id(read_public_key(key))}")

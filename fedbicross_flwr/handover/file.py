@@ -90,7 +90,6 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
     kept = KeptRun.open(run)
     check_apart(out, [key, *kept.path.rglob("*")])
     private = read_private_key(key)
-    check_notable(kept.path)
     number = kept.client_of(client) if isinstance(client, str) else client
     shipment, (spec, names) = kept.shipment(number), kept.network
     try:
@@ -117,6 +116,7 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
         **kept.upload_facts(number),
     }
     facts["signature"] = sign(private, signed_content(facts, tensors))
+    check_notable(kept.path)
     write_tensors(out, tensors, facts)
     note_handover(
         kept.path, HandoverNote(number, facts["site"], now(), facts["signer"], digest(shipment.model))

@@ -18,8 +18,7 @@ from fedbicross_flwr.handover.simulated_outcome import kept_uploads, simulated_o
 from fedbicross_flwr.methods import ServerOutcome, ServerTask
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.progress import Silent
-from fedbicross_flwr.runs.folder import IDENTITY, RunFolder
-from fedbicross_flwr.settings import read_toml
+from fedbicross_flwr.runs.folder import IDENTITY, RunFolder, read_config
 from fedbicross_flwr.shipment import Shipment
 
 
@@ -49,7 +48,7 @@ class KeptRun:
         """
         path = expanded(path)
         check_run_folder(path)
-        return cls(RunFolder(path), RunConfig.from_flat(read_toml(path / "config.toml")))
+        return cls(RunFolder(path), read_config(path))
 
     @property
     def path(self) -> Path:

@@ -19,7 +19,7 @@ from fedbicross_flwr.handover.file import Handover
 from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.site.data import site_images
 from fedbicross_flwr.site.identity import make_store
-from fedbicross_flwr.site.store import RowScores, SiteStore
+from fedbicross_flwr.site.store import LOCAL, RowScores, SiteStore
 from fedbicross_flwr.training import ClientTask
 
 
@@ -110,7 +110,7 @@ def check_own(handover: Handover, data: Path, folder: Path, fits: bool) -> None:
     FedBiCrossError
         When it has not, but has another model.
     """
-    path = folder / "local.safetensors"
+    path = folder / LOCAL
     if fits or not path.exists():
         return
     try:

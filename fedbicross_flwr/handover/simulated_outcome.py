@@ -48,11 +48,14 @@ def simulated_outcome(folder: RunFolder, config: RunConfig, task: ServerTask) ->
     while (path := folder.model_path(len(models))).exists():
         models.append(read_tensors(path)[0])
     assignment = assignment_of(folder, config)
-    highest = max(assignment.values(), default=len(models))
-    if highest >= len(models):
+    if not assignment:
         raise FedBiCrossError(
-            f"{folder.path}: clustering.json names cluster {highest}, but there are {len(models)} models of "
-            "clusters; restore the file"
+            f"{folder.path}: no client has a cluster; the run's files are damaged: restore them"
+        )
+    if (highest := max(assignment.values())) >= len(models):
+        raise FedBiCrossError(
+            f"{path} is missing, or clustering.json beside models is damaged: it names cluster {highest}; "
+            "restore the file"
         )
     make = REPLAYS.get(config.method) if config.personal.replay else None
     replay = make(folder, assignment, task) if make is not None else None

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import is_text
+from fedbicross_flwr.files import is_text, unusable
 from fedbicross_flwr.report.record import Floats
 from fedbicross_flwr.settings import LARGEST
 
@@ -30,7 +30,7 @@ class Node:
         try:
             return cls(json.loads(file.read_text(encoding="utf-8")), file)
         except OSError as error:
-            raise FedBiCrossError(f"cannot read {file}: {error.strerror or error}") from error
+            raise FedBiCrossError(f"cannot read {unusable(error, file)}") from error
         except UnicodeDecodeError as error:
             raise FedBiCrossError(f"{file} is not UTF-8 text; the file is damaged") from error
         except json.JSONDecodeError as error:
@@ -110,14 +110,14 @@ class Node:
         """Return an integer of at least `low`, and no more than fits 64 bits."""
         value = self.value
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= LARGEST:
-            self.fail(f"a whole number of at least {low}")
+            self.fail(f"a whole number from {low} to {LARGEST}")
         return value
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
         """Return a number within the inclusive bounds, and within what a sum of a few holds."""
         value = self.value
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
-            self.fail("a number")
+            self.fail(f"a number, and none beyond {LARGEST:.2g},")
         if not low <= value <= high:
             self.fail(f"a number from {low:g} to {high:g}")
         return float(value)

@@ -22,6 +22,7 @@ from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.runs.code_version import shared_folder
 from fedbicross_flwr.training import LocalModel
 
+LOCAL = "local.safetensors"
 PERSONAL = "personal.safetensors"
 SCORES = "scores.json"
 
@@ -65,12 +66,12 @@ class SiteStore:
             "chosen_epoch": str(model.chosen_epoch),
             "validation_accuracy": json.dumps(list(model.validation_accuracy)),
         }
-        save_model(self.own(key) / "local.safetensors", spec, model.state, self.class_names, **facts)
+        save_model(self.own(key) / LOCAL, spec, model.state, self.class_names, **facts)
 
     def local(self, key: str) -> LocalModel | None:
         """Return f_i if it was trained under this key; a damaged file counts as none."""
         try:
-            state, facts = read_tensors(self.own(key) / "local.safetensors")
+            state, facts = read_tensors(self.own(key) / LOCAL)
         except FedBiCrossError:
             return None
         return local_model(state, facts) if facts.get("key") == key else None
@@ -81,7 +82,7 @@ class SiteStore:
         Its key also tells the arithmetic, which is another one where a hand-over is used on another device.
         """
         try:
-            state, facts = read_tensors(self.folder / "local.safetensors")
+            state, facts = read_tensors(self.folder / LOCAL)
         except FedBiCrossError:
             return None
         same = digest(state) == upload and facts.get("images") == images

@@ -82,7 +82,7 @@ def window_end(roster: Roster) -> datetime | None:
         return opened + timedelta(seconds=seconds) if opened else None
     except OverflowError:  # beyond the last year that a date has: it waits for ever
         return None
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise FedBiCrossError(f"{roster.path} is damaged: {seconds!r} is no window of time") from error
 
 

@@ -75,5 +75,6 @@ def test_the_global_and_the_fine_tuned_models_come_near_the_central_one(
         run_app(config, LocalGrid(config, 3))
     results = load_run(tmp_path / "run").results
     assert results is not None
+    assert len(results.rows) == 4
     for row in results.rows[2:]:
         assert {one.accuracy > central - 0.1 for one in row.scores["global"].values()} == {True}, row.name

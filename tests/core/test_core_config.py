@@ -260,6 +260,8 @@ def test_read_toml_flattens_tables(tmp_path: Path) -> None:
         (b"[client]\nlr = 2026-01-02\n", "client.lr is a date"),
         (b"[inversoin]\n", "unknown table [inversoin] (did you mean inversion"),
         (b"[seed]\n", "unknown table [seed]"),
+        (b"[inversion.lr2]\n", "inversion.lr2 is a dict"),
+        (b"[inversoin.x]\n", "inversoin.x is a dict"),
         (b'"client.lr" = 1\n[client]\nlr = 2\n', "gives client.lr twice"),
     ],
 )

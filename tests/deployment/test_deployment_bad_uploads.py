@@ -322,9 +322,12 @@ def test_a_model_that_contradicts_all_others_is_flagged() -> None:
     assert any("agree with the rest" in text for text in found[2]) and set(found) == {2}
 
 
-def test_a_fresh_model_is_sound_and_overflow_is_not() -> None:
+def test_a_fresh_model_and_trained_ones_far_from_the_limit_are_sound_and_overflow_is_not() -> None:
     state = state_of(build_model(SPEC, seed=3))
     check_sound(0, state, task())
+    for trained_state in trained():
+        louder = {name: trained_state[name] * 1e4 for name in ("fc.weight", "fc.bias")}
+        check_sound(0, {**trained_state, **louder}, task())
     with pytest.raises(FedBiCrossError, match="upload of client 4 is refused: its answers reach"):
         check_sound(4, {**state, "fc.weight": torch.full_like(state["fc.weight"], 9e5)}, task())
 

@@ -500,7 +500,9 @@ def test_a_cluster_that_has_no_model_is_named(command: Fedbicross, keys: Path, t
     content = json.loads((run / "clustering.json").read_text())
     (run / "clustering.json").write_text(json.dumps(content | {"assignment": [0, 7, 1]}))
     words = ("--client", 0, "--key", keys / "signing.pem", "--out", tmp_path / "handover")
-    command("export-cluster-model", run, *words).is_refusal("clustering.json names cluster 7", "2 models")
+    command("export-cluster-model", run, *words).is_refusal(
+        "cluster-2.safetensors is missing", "it names cluster 7"
+    )
 
 
 def test_of_a_run_that_cannot_be_written_there_is_no_hand_over(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import time
@@ -290,6 +291,12 @@ Spoil = Callable[[Path], object]
                 run / "roster.json", [], "uploads", OPENED.isoformat(), upload_window=cast(Any, "long")
             ).write(),
             ("roster.json", "'long' is no window"),
+        ),
+        (
+            lambda run: Roster(
+                run / "roster.json", [], "uploads", OPENED.isoformat(), upload_window=math.nan
+            ).write(),
+            ("roster.json", "nan is no window"),
         ),
         (
             lambda run: Roster(
