@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks import reference
 from benchmarks.cell import plain_stages
 from benchmarks.machine import about
-from benchmarks.sizes import Sizes
+from benchmarks.sizes import DISTILLATION, TRAINING, Sizes
 from benchmarks.stages import Bench
 from benchmarks.timing import synchronise
 from fedbicross_flwr.compute import Compute
@@ -84,7 +84,7 @@ def plain(bench: Bench, datas: Sequence[LabelledImages], clusters: dict[int, int
     sent: list[nn.Module] = []
     for data in datas:
         model = build_model(sizes.spec, 0).to(device)
-        reference.train(model, bench.dealt(data, sizes.epochs), 0.02, 0.9, 5e-4)
+        reference.train(model, bench.dealt(data, sizes.epochs), *TRAINING)
         sent.append(model.eval())
     groups = [[sent[c] for c, found in clusters.items() if found == k] for k in range(sizes.clusters)]
     students = plain_stages(bench, groups)
@@ -92,9 +92,7 @@ def plain(bench: Bench, datas: Sequence[LabelledImages], clusters: dict[int, int
     for client, (data, own) in enumerate(zip(datas, sent, strict=True)):
         student = copy.deepcopy(students[clusters[client]])
         teachers = (copy.deepcopy(student), own)
-        reference.personalise(
-            student, teachers, bench.dealt(data, sizes.epochs), *(1e-3, 0.9, 5e-4, 0.5, 0.3)
-        )
+        reference.personalise(student, teachers, bench.dealt(data, sizes.epochs), *DISTILLATION)
         personal.append(student)
     return sent, [students[clusters[client]] for client in range(len(datas))], personal
 

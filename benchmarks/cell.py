@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import reference
-from benchmarks.sizes import Sizes
+from benchmarks.sizes import DISTILLATION, TRAINING, Sizes
 from benchmarks.stages import Bench, Piece, Stage, void
 from fedbicross_flwr.cross_cluster import split_indices
 from fedbicross_flwr.distillation import personalise
@@ -82,14 +82,14 @@ def plain_cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
     models: list[nn.Module] = []
     for data in datas:
         model = build_model(sizes.spec, 0).to(device)
-        reference.train(model, bench.dealt(data, sizes.epochs), 0.02, 0.9, 5e-4)
+        reference.train(model, bench.dealt(data, sizes.epochs), *TRAINING)
         models.append(model.eval())
     students = plain_stages(bench, dealt_in_turn(models, sizes.clusters))
     for client, (data, model) in enumerate(zip(datas, models, strict=True)):
         student = students[client % sizes.clusters]
         teachers = (student, model)
         dealt = bench.dealt(data, sizes.epochs)
-        reference.personalise(copy.deepcopy(student), teachers, dealt, 1e-3, 0.9, 5e-4, 0.5, 0.3)
+        reference.personalise(copy.deepcopy(student), teachers, dealt, *DISTILLATION)
 
 
 def dealt_in_turn(models: Sequence[nn.Module], clusters: int) -> list[Sequence[nn.Module]]:

@@ -9,6 +9,11 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.settings import Scalar
 
+TRAINING = (0.02, 0.9, 5e-4)
+"""The reference's learning rate, momentum and weight decay of a client, as `Sizes.config` has them."""
+DISTILLATION = (1e-3, 0.9, 5e-4, 0.5, 0.3)
+"""... of a personal model, with gamma and delta."""
+
 
 @dataclass(frozen=True)
 class Sizes:

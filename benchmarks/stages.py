@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.sizes import Sizes
+from benchmarks.sizes import DISTILLATION, TRAINING, Sizes
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.cross_cluster import Source, Target, split_indices
@@ -143,7 +143,7 @@ class Bench:
         def plain(index: int) -> Piece:
             dealt = self.dealt(self.data(sizes.steps * sizes.batch, index), 1)
             model = build_model(sizes.spec, index).to(self.compute.device)
-            return lambda: void(reference.train(model, dealt, 0.02, 0.9, 5e-4))
+            return lambda: void(reference.train(model, dealt, *TRAINING))
 
         goals = {"cpu": 1.8, "cuda": 3.0}
         return Stage("client training, a batch", ours, plain, sizes.steps, sizes.batch, goals=goals)
@@ -294,8 +294,7 @@ class Bench:
             dealt = self.dealt(self.data(count, index), sizes.epochs)
             cluster, own = self.models(2, index)
             student = copy.deepcopy(cluster)
-            settings = (1e-3, 0.9, 5e-4, 0.5, 0.3)
-            return lambda: void(reference.personalise(student, (cluster, own), dealt, *settings))
+            return lambda: void(reference.personalise(student, (cluster, own), dealt, *DISTILLATION))
 
         steps = sizes.steps * sizes.epochs
         return Stage("personal distillation, a batch", ours, plain, steps, sizes.batch)
