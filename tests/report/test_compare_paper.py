@@ -111,14 +111,17 @@ def test_a_scale_takes_its_own_runs_alone(tmp_path: Path) -> None:
     """K, data set and partition are no part of a scale, nor is what a method does not read."""
     folder = bloodmnist(tmp_path, ("fedavg", "fedbicross", "fedbicross-K2"), (0,))
     others = {
+        "data.name": "bloodmnist",
         "data.phantom_train": 999,
+        "partition.alpha": 0.1,
         "partition.balance": False,
         "clustering.clusters": 2,
         "dense.lr": 0.5,
     }
     for name, scale in (("fedavg", "quick"), ("fedbicross", "paper"), ("fedbicross-K2", "paper")):
         settings = RunConfig.from_flat(read_toml(scale_file(scale))).flat()
-        set_config(folder / name / "seed-0", **{**settings, **others, "partition.alpha": 0.1, "seed": 0})
+        method = VARIANTS[name].overrides["method"]
+        set_config(folder / name / "seed-0", **{**settings, **others, "method": method, "out": ""})
     set_config(folder / "fedbicross-K2" / "seed-0", **{"inversion.iterations": 7})
     quick, paper = (table_text("bloodmnist-N5-alpha0.1", tmp_path, "markdown", scale) for scale in SCALES)
     assert re.search(r"\| FedAvg-1 \| \S*\d", quick) and "| FedBiCross (of another scale) |" in quick
