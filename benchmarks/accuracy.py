@@ -20,10 +20,9 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks import reference
-from benchmarks.cell import plain_stages
+from benchmarks.cell import plain_federation
 from benchmarks.machine import about
-from benchmarks.sizes import DISTILLATION, TRAINING, Sizes
+from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench
 from benchmarks.timing import synchronise
 from fedbicross_flwr.compute import Compute
@@ -32,7 +31,7 @@ from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.federated_data import FederatedData, deal, open_data
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
-from fedbicross_flwr.models import build_model, load_state
+from fedbicross_flwr.models import load_state
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
@@ -78,25 +77,6 @@ def ours(bench: Bench, datas: Sequence[LabelledImages], seed: int) -> tuple[Mode
     return (sent, [load_state(spec, state) for state in shipped], personal), dict(outcome.assignment)
 
 
-def plain(bench: Bench, datas: Sequence[LabelledImages], clusters: dict[int, int]) -> Models:
-    """Learn the federation by the reference, in the same clusters; return the models."""
-    sizes, device = bench.sizes, bench.compute.device
-    sent: list[nn.Module] = []
-    for data in datas:
-        model = build_model(sizes.spec, 0).to(device)
-        reference.train(model, bench.dealt(data, sizes.epochs), *TRAINING)
-        sent.append(model.eval())
-    groups = [[sent[c] for c, found in clusters.items() if found == k] for k in range(sizes.clusters)]
-    students = plain_stages(bench, groups)
-    personal = []
-    for client, (data, own) in enumerate(zip(datas, sent, strict=True)):
-        student = copy.deepcopy(students[clusters[client]])
-        teachers = (copy.deepcopy(student), own)
-        reference.personalise(student, teachers, bench.dealt(data, sizes.epochs), *DISTILLATION)
-        personal.append(student)
-    return sent, [students[clusters[client]] for client in range(len(datas))], personal
-
-
 def scores(bench: Bench, models: Models, tests: LabelledImages) -> dict[str, float]:
     """Return the mean accuracy of the clients' models on all test images, in float32."""
     exact = Compute(bench.compute.device)
@@ -116,7 +96,7 @@ def compare(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     made, clusters = ours(bench, datas, seed)
     synchronise(bench.compute)
     middle = time.perf_counter()
-    expected = plain(bench, datas, clusters)
+    expected = plain_federation(bench, datas, clusters)
     synchronise(bench.compute)
     end = time.perf_counter()
     tests = data.test_images()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -71,30 +71,50 @@ def in_turn(state: StateDict, client: int, sizes: Sizes) -> StateDict:
 def serve_in_turn(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     """Run stages 1 and 2 on models that are dealt to clusters in turn."""
     outcome = METHODS["fedbicross"].serve(uploads, task)
-    clusters = len(outcome.models)
-    assert outcome.assignment == {client: client % clusters for client in range(len(uploads))}
+    assert outcome.assignment == turns(len(uploads), len(outcome.models))
     return outcome
 
 
 def plain_cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
     """Do the same by the reference; clients are dealt to clusters in turn."""
+    plain_federation(bench, datas, turns(len(datas), bench.sizes.clusters))
+
+
+def plain_federation(
+    bench: Bench, datas: Sequence[LabelledImages], clusters: Mapping[int, int]
+) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """Learn a federation by the reference; return each client's own, cluster's and personal model.
+
+    Parameters
+    ----------
+    clusters : mapping of int to int
+        Each client's cluster.
+    """
     sizes, device = bench.sizes, bench.compute.device
-    models: list[nn.Module] = []
+    sent: list[nn.Module] = []
     for data in datas:
         model = build_model(sizes.spec, 0).to(device)
         reference.train(model, bench.dealt(data, sizes.epochs), *TRAINING)
-        models.append(model.eval())
-    students = plain_stages(bench, dealt_in_turn(models, sizes.clusters))
-    for client, (data, model) in enumerate(zip(datas, models, strict=True)):
-        student = students[client % sizes.clusters]
-        teachers = (student, model)
-        dealt = bench.dealt(data, sizes.epochs)
-        reference.personalise(copy.deepcopy(student), teachers, dealt, *DISTILLATION)
+        sent.append(model.eval())
+    students = plain_stages(bench, grouped(sent, clusters))
+    shipped = [students[clusters[client]] for client in range(len(datas))]
+    personal = []
+    for data, own, student in zip(datas, sent, shipped, strict=True):
+        made = copy.deepcopy(student)
+        reference.personalise(made, (student, own), bench.dealt(data, sizes.epochs), *DISTILLATION)
+        personal.append(made)
+    return sent, shipped, personal
 
 
-def dealt_in_turn(models: Sequence[nn.Module], clusters: int) -> list[Sequence[nn.Module]]:
-    """Return the models of each cluster."""
-    return [models[k::clusters] for k in range(clusters)]
+def turns(clients: int, clusters: int) -> dict[int, int]:
+    """Return each client's cluster where they are dealt in turn."""
+    return {client: client % clusters for client in range(clients)}
+
+
+def grouped(models: Sequence[nn.Module], clusters: Mapping[int, int]) -> list[list[nn.Module]]:
+    """Return the models of each cluster, given each client's."""
+    count = max(clusters.values()) + 1
+    return [[model for client, model in enumerate(models) if clusters[client] == k] for k in range(count)]
 
 
 def plain_stages(bench: Bench, groups: Sequence[Sequence[nn.Module]]) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cell import dealt_in_turn, in_turn, plain_stages, serve_in_turn
+from benchmarks.cell import grouped, in_turn, plain_stages, serve_in_turn, turns
 from benchmarks.sizes import Sizes
 from benchmarks.stages import AT_ONCE, Bench
 from fedbicross_flwr.compute import Compute
@@ -111,7 +111,7 @@ def measure(side: str, sizes: Sizes) -> int:
     ).sum().backward()
     before = occupied(bench.compute)
     if side == "reference":
-        plain_stages(bench, dealt_in_turn(models, sizes.clusters))
+        plain_stages(bench, grouped(models, turns(sizes.clients, sizes.clusters)))
     else:
         config = sizes.config(**OURS[side])
         serve_in_turn(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))

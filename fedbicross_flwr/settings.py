@@ -180,12 +180,15 @@ def check_tables(path: Path, tables: Mapping[str, Any]) -> None:
     FedBiCrossError
         When there is one.
     """
+    empty = [name for name, table in tables.items() if table == {}]
+    if not empty:
+        return
     # The configuration is made of what is declared here.
     from fedbicross_flwr.config import RunConfig
 
     sections = {key.partition(".")[0] for key, _, _ in walk(RunConfig()) if "." in key}
-    for name, table in tables.items():
-        if table == {} and name not in sections:
+    for name in empty:
+        if name not in sections:
             raise FedBiCrossError(f"configuration {path}: unknown table [{name}]{near_names(name, sections)}")
 
 

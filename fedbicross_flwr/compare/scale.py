@@ -34,7 +34,10 @@ def at_scale(comparison: Comparison, scale: str) -> Comparison:
     FedBiCrossError
         When there is no such scale.
     """
-    wanted = RunConfig.from_flat(read_toml(scale_file(scale))).flat()
+    flat = RunConfig.from_flat(read_toml(scale_file(scale))).flat()
+    wanted = {
+        key: flat[key] for key in sorted(shaping_keys()) if not {key, key.partition(".")[0]} & OF_A_CELL
+    }
     cells = tuple(
         CellRuns(cell.cell, tuple(_held_against(run, wanted) for run in cell.runs))
         for cell in comparison.cells
@@ -51,10 +54,10 @@ def _held_against(run: Run, wanted: Mapping[str, Scalar]) -> Run:
 def difference(run: Run, wanted: Mapping[str, Scalar]) -> str:
     """Return the first setting in which a finished run differs from a scale, or nothing."""
     assert run.record is not None
-    for key in sorted(shaping_keys() & run.record.config.keys() - run.variant.overrides.keys()):
-        if {key, key.partition(".")[0]} & OF_A_CELL or not reads(run.variant, key):
+    for key, value in wanted.items():
+        if key in run.variant.overrides or not reads(run.variant, key):
             continue
-        found = run.record.config[key]
-        if found != wanted[key]:
-            return f"{key} is {found} and not {wanted[key]}"
+        found = run.record.config.get(key, value)
+        if found != value:
+            return f"{key} is {found} and not {value}"
     return ""

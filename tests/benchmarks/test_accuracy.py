@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy
+from benchmarks.cell import plain_federation
 from benchmarks.stages import Bench
 from fedbicross_flwr.compute import Compute, cpu_threads
 
@@ -33,7 +34,7 @@ def test_both_sides_learn_the_same_federation(monkeypatch: pytest.MonkeyPatch) -
 def test_the_reference_learns_in_the_clusters_that_it_is_given() -> None:
     datas = [BENCH.data(16, client) for client in range(3)]
     with cpu_threads(1):
-        sent, shipped, personal = accuracy.plain(BENCH, datas, {0: 1, 1: 0, 2: 1})
+        sent, shipped, personal = plain_federation(BENCH, datas, {0: 1, 1: 0, 2: 1})
     assert shipped[0] is shipped[2] and shipped[1] is not shipped[0]
     assert not torch.equal(personal[0].state_dict()["fc.weight"], shipped[0].state_dict()["fc.weight"])
     assert len({id(model) for model in (*sent, *personal)}) == 6
