@@ -24,10 +24,10 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import check_apart
 from fedbicross_flwr.handover.kept_shipment import KeptRun
-from fedbicross_flwr.handover.notes import HandoverNote, check_notable, note_handover
+from fedbicross_flwr.handover.notes import HANDOVERS, HandoverNote, note_handover
 from fedbicross_flwr.handover.signing import is_signed, key_id, read_private_key, read_public_key, sign
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.runs.folder import to_toml
+from fedbicross_flwr.runs.folder import make_writable, to_toml
 from fedbicross_flwr.settings import flatten
 from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.uploads import check_shipment
@@ -116,7 +116,8 @@ def export_cluster_model(run: Path, client: int | str, key: Path, out: Path) -> 
         **kept.upload_facts(number),
     }
     facts["signature"] = sign(private, signed_content(facts, tensors))
-    check_notable(kept.path)
+    # No hand-over is written of which no note could be.
+    make_writable(kept.path / HANDOVERS, "check the folder's permissions and free space")
     write_tensors(out, tensors, facts)
     note_handover(
         kept.path, HandoverNote(number, facts["site"], now(), facts["signer"], digest(shipment.model))

@@ -53,19 +53,6 @@ def note_handover(run: Path, note: HandoverNote) -> None:
     write_bytes(path, (json.dumps(asdict(note), indent=1) + "\n").encode())
 
 
-def check_notable(run: Path) -> None:
-    """Try to write where notes are kept, so that no hand-over is written of which none could be.
-
-    Raises
-    ------
-    FedBiCrossError
-        When nothing can be written there.
-    """
-    probe = run / HANDOVERS / ".writable"
-    write_bytes(probe, b"written to see whether it can be\n")
-    probe.unlink(missing_ok=True)
-
-
 def read_handovers(run: Path) -> dict[int, HandoverNote]:
     """Return the notes of a run's folder by client; none where nothing was handed over.
 

@@ -72,7 +72,7 @@ class RunFolder:
         check_folder(path, config, data_fingerprint)
         cache = shared_folder(config)
         if cache:
-            make_writable(cache, "cache")
+            make_writable(cache, "choose another folder with cache")
         maker = None if config.is_deployment else made_by(config, Compute.of(config.runtime))
         folder = cls(path, cache=cache, maker=maker)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
@@ -241,16 +241,14 @@ def check_no_run(path: Path) -> None:
         raise FedBiCrossError(f"{path} is a run's folder; a comparison needs one of its own: name another")
 
 
-def make_writable(path: Path, named_by: str = "--out") -> None:
-    """Make a folder, which an option or setting names, and try whether files can be written there."""
+def make_writable(path: Path, remedy: str = "choose another folder with --out") -> None:
+    """Make a folder and try whether files can be written there; else say so, with what to do."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise FedBiCrossError(
-            f"cannot write to {path}: {error.strerror}; choose another folder with {named_by}"
-        ) from error
+        raise FedBiCrossError(f"cannot write to {path}: {error.strerror}; {remedy}") from error
 
 
 def compare_identity(path: Path, identity: Mapping[str, Any]) -> None:
