@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy
-from benchmarks.cell import plain_federation
+from benchmarks.cell import grouped, plain_federation, turns
 from benchmarks.stages import Bench
 from fedbicross_flwr.compute import Compute, cpu_threads
 
@@ -38,3 +38,9 @@ def test_the_reference_learns_in_the_clusters_that_it_is_given() -> None:
     assert shipped[0] is shipped[2] and shipped[1] is not shipped[0]
     assert not torch.equal(personal[0].state_dict()["fc.weight"], shipped[0].state_dict()["fc.weight"])
     assert len({id(model) for model in (*sent, *personal)}) == 6
+
+
+def test_clients_are_grouped_by_the_clusters_that_they_are_in() -> None:
+    first, second, third = BENCH.models(3)
+    assert grouped([first, second, third], {0: 1, 1: 0, 2: 1}) == [[second], [first, third]]
+    assert grouped([first, second, third], turns(3, 2)) == [[first, third], [second]]
