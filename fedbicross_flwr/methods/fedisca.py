@@ -28,6 +28,7 @@ FedBiCross builds on the same inversion, noise adaptation and loss, which are th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,9 @@ from fedbicross_flwr.noise_adaptation import load, teacher_scores
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import SCHEDULES
 
+PARTS: Final = 10
+"""How often the student is kept on the way: after each of 100 epochs it would fill 8.9 GB at full width."""
+
 
 def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     """Learn one model for everybody; settings are ``task.config.fedisca``, by default as published.
@@ -79,9 +83,10 @@ def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     student = Student(start_student(settings.student_init, uploads, task), settings, task.compute)
     inversions: list[Inversion] = []
     batch: tuple[Tensor, Tensor] | None = None
-    for epoch in range(settings.epochs):
-        kept = run_epoch(epoch, ensemble, student, task)
-        inversions.append(Inversion(epoch, 0, kept["diagnostics"]))
+    for epochs in parts(settings.epochs):
+        kept = run_epochs(epochs, ensemble, student, task)
+        curves = zip(epochs, kept["diagnostics"], strict=True)
+        inversions += [Inversion(epoch, 0, found) for epoch, found in curves]
         batch = kept["images"], kept["labels"]
     assert batch is not None
     return ServerOutcome(
@@ -144,27 +149,37 @@ class Student:
             )
 
 
-def run_epoch(epoch: int, ensemble: Ensemble, student: Student, task: ServerTask) -> Mapping[str, Tensor]:
-    """Invert and distil once, as a stage that is kept until the run is finished; the student moves on.
+def parts(epochs: int) -> list[range]:
+    """Return the epochs in up to `PARTS` parts, each of which is kept when it is done."""
+    length = -(-epochs // PARTS)
+    return [range(first, min(first + length, epochs)) for first in range(0, epochs, length)]
+
+
+def run_epochs(epochs: range, ensemble: Ensemble, student: Student, task: ServerTask) -> Mapping[str, Tensor]:
+    """Invert and distil some times, as a stage that is kept until the run is finished; the student moves on.
 
     Returns
     -------
     mapping of str to Tensor
-        ``diagnostics`` (T, 6), ``images`` x^(T) in float32 and ``labels``, besides the student's state.
+        ``diagnostics`` (epochs, T, 6), and of the last epoch ``images`` x^(T) in float32 and ``labels``,
+        besides the student's state.
     """
 
     def compute() -> StageResult:
-        synthesis = synthesise(epoch, ensemble, task)
-        distil(epoch, ensemble, synthesis, student, task)
-        student.check_finite(epoch, task.config.fedisca.lr)
+        curves = []
+        for epoch in epochs:
+            synthesis = synthesise(epoch, ensemble, task)
+            distil(epoch, ensemble, synthesis, student, task)
+            student.check_finite(epoch, task.config.fedisca.lr)
+            curves.append(synthesis.diagnostics)
         made = {
-            "diagnostics": synthesis.diagnostics,
+            "diagnostics": torch.stack(curves),
             "images": synthesis.images.float().cpu().contiguous(),
             "labels": synthesis.labels,
         }
         return StageResult({**made, **student.state()})
 
-    kept = task.stages.run(f"fedisca-{epoch}", "distillation", compute).tensors
+    kept = task.stages.run(f"fedisca-{epochs.start}-{epochs.stop}", "distillation", compute).tensors
     student.load(kept)
     return kept
 

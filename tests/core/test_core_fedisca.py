@@ -36,6 +36,7 @@ from fedbicross_flwr.methods.fedisca import (
     distil,
     fedisca,
     inversion_config,
+    parts,
     synthesise,
     teacher_config,
 )
@@ -296,9 +297,15 @@ def uninterrupted() -> ServerOutcome:
     return fedisca(federation(1), server_task(configured(epochs=3)))
 
 
-@pytest.mark.parametrize("stop", [T + 1, 2 * T + 2])
-def test_interrupted_and_continued_is_uninterrupted(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(
+    ("stop", "most_parts", "first_again"),
+    [(T + 1, 10, T + 1), (2 * T + 2, 10, 2 * T + 1), (T + 1, 2, 1), (2 * T + 2, 2, 2 * T + 1)],
+)
+def test_interrupted_and_continued_is_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, most_parts: int, first_again: int
+) -> None:
     config, whole = configured(epochs=3), uninterrupted()
+    monkeypatch.setattr("fedbicross_flwr.methods.fedisca.PARTS", most_parts)
 
     def attempt(progress: Progress) -> ServerOutcome:
         folder = RunFolder.open(tmp_path / "run", config, "data")
@@ -309,11 +316,17 @@ def test_interrupted_and_continued_is_uninterrupted(tmp_path: Path, stop: int) -
     progress = StopsAt()
     again = attempt(progress)
     assert all_equal(again.models[0], whole.models[0])
-    finished_epochs = (stop - 1) // T
-    assert min(done for _, done in progress.seen) == finished_epochs * T + 1
+    assert min(done for _, done in progress.seen) == first_again
     for found, expected in zip(again.findings.inversions, whole.findings.inversions, strict=True):
         assert found.round == expected.round and torch.equal(found.curves, expected.curves)
     assert torch.equal(again.findings.synthetic[0][0], whole.findings.synthetic[0][0])
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(1, 1), (8, 8), (10, 10), (11, 6), (25, 9), (100, 10)])
+def test_the_student_is_kept_ten_times_at_most(epochs: int, kept: int) -> None:
+    found = parts(epochs)
+    assert [epoch for part in found for epoch in part] == list(range(epochs))
+    assert len(found) == kept
 
 
 def test_momentum_is_part_of_the_state() -> None:
