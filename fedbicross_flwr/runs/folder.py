@@ -125,17 +125,15 @@ class RunFolder:
         """Return a kept upload; one that is damaged, or that other code made, can be had again: None."""
         try:
             state, facts = read_tensors(self.upload_path(client))
-        except FedBiCrossError:
-            return None
-        if self.maker is not None and facts.get("made_by") != self.maker:
-            return None
-        subspace = None
-        if self.subspace_path(client).exists():
-            try:
-                subspace = read_tensors(self.subspace_path(client))[0]["subspace"]
-            except FedBiCrossError:
+            if self.maker is not None and facts.get("made_by") != self.maker:
                 return None
-        return ClientUpload(client, int(facts["num_samples"]), state, subspace), json.loads(facts["said"])
+            num_samples, said = int(facts["num_samples"]), json.loads(facts["said"])
+            subspace = None
+            if self.subspace_path(client).exists():
+                subspace = read_tensors(self.subspace_path(client))[0]["subspace"]
+        except (FedBiCrossError, KeyError, ValueError):
+            return None
+        return ClientUpload(client, num_samples, state, subspace), said
 
     def run(
         self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""

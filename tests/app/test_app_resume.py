@@ -12,10 +12,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import Step, Watch, flip_byte, outcome, reference, run_tiny, tiny
 
 from fedbicross_flwr import server
-from fedbicross_flwr.artifacts import read_tensors
+from fedbicross_flwr.artifacts import read_tensors, write_tensors
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.in_process import run_in_process
@@ -170,6 +171,19 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damaged: list[str], again:
     assert outcome(folder) == outcome(reference())
     for upload in (folder / "uploads").iterdir():
         read_tensors(upload)
+
+
+@pytest.mark.parametrize(
+    ("count", "said", "usable"), [("3", "{}", True), ("many", "{}", False), ("3", "nothing", False)]
+)
+def test_an_upload_whose_facts_cannot_be_read_can_be_had_again(
+    tmp_path: Path, count: str, said: str, usable: bool
+) -> None:
+    folder, facts = RunFolder(tmp_path), {"num_samples": count, "said": said}
+    write_tensors(folder.upload_path(0), {"fc.bias": torch.zeros(2)}, facts)
+    assert (folder.load_upload(0) is not None) == usable
+    write_tensors(folder.upload_path(1), {"fc.bias": torch.zeros(2)}, {})
+    assert folder.load_upload(1) is None
 
 
 def test_a_personal_model_that_is_gone_is_distilled_again(tmp_path: Path) -> None:
