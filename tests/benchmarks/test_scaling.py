@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scaling import POINTS, fit, medians
+from benchmarks.scaling import POINTS, fit, fit_all, in_turn, measure_client, medians
+from benchmarks.sizes import Sizes
+from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.config import RuntimeConfig
 
 
 def test_work_of_the_form_is_found_exactly() -> None:
@@ -26,3 +29,14 @@ def test_no_work_is_negative_and_the_worst_point_is_told() -> None:
     a, b = found["coefficients"]
     errors = [abs((a * k + b * n * k) / s - 1.0) for (n, k), s in zip(POINTS, seconds, strict=True)]
     assert found["largest_error"] == pytest.approx(max(errors)) and max(errors) > 0.1
+
+
+def test_a_client_s_stages_are_measured_and_grow_with_its_images() -> None:
+    tiny, compute = Sizes(width=2, batch=4, steps=1, epochs=1), Compute.of(RuntimeConfig(device="cpu"))
+    (seconds,) = in_turn(lambda one: measure_client(one, compute), [tiny], repeats=1)
+    assert seconds.keys() == {"client training", "personal distillation"}
+    assert all(value > 0.0 for value in seconds.values())
+    points = [(64,), (128,), (512,)]
+    found = fit_all(points, [dict.fromkeys(seconds, 0.5 + 0.01 * n) for (n,) in points])
+    for stage in seconds:
+        assert found[stage]["coefficients"] == pytest.approx([0.5, 0.01])
