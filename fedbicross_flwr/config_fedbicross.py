@@ -100,7 +100,7 @@ class InversionConfig:
         choices=("norm", "mean_square"),
         source="Eq. 2: norm",
     )
-    tv_weight: float = setting(50.0, "weight of total variation", low=0.0, source="IV-A: 2.5e-5")
+    tv_weight: float = setting(5.0, "weight of total variation", low=0.0, source="IV-A: 2.5e-5")
     bn_weight: float = setting(0.1, "weight of the BatchNorm term", low=0.0, source="IV-A: 10")
     bn_models: str = setting(
         "mean",
