@@ -25,7 +25,7 @@ from scipy.optimize import nnls
 from benchmarks.machine import about
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench, Stage
-from benchmarks.timing import synchronise
+from benchmarks.timing import seconds_of
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.files import write_bytes
@@ -83,14 +83,8 @@ def measure(sizes: Sizes, compute: Compute) -> dict[str, float]:
 
 def measure_client(sizes: Sizes, compute: Compute) -> dict[str, float]:
     """Return the seconds of a client's stages with ``sizes.steps`` batches of images, one epoch each."""
-    bench, seconds = Bench.here(sizes, compute), {}
-    for name, stage in CLIENT_STAGES.items():
-        work = stage(bench).ours(0)
-        start = time.perf_counter()
-        work()
-        synchronise(compute)
-        seconds[name] = time.perf_counter() - start
-    return seconds
+    bench = Bench.here(sizes, compute)
+    return {name: seconds_of([stage(bench).ours(0)], compute, 1) for name, stage in CLIENT_STAGES.items()}
 
 
 def in_turn(

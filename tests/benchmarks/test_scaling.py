@@ -31,7 +31,7 @@ def test_no_work_is_negative_and_the_worst_point_is_told() -> None:
     assert found["largest_error"] == pytest.approx(max(errors)) and max(errors) > 0.1
 
 
-def test_a_client_s_stages_are_measured_and_grow_with_its_images() -> None:
+def test_a_client_s_stages_are_measured_and_fitted_by_the_number_of_its_images() -> None:
     tiny, compute = Sizes(width=2, batch=4, steps=1, epochs=1), Compute.of(RuntimeConfig(device="cpu"))
     (seconds,) = in_turn(lambda one: measure_client(one, compute), [tiny], repeats=1)
     assert seconds.keys() == {"client training", "personal distillation"}
