@@ -2,13 +2,13 @@
 
 Each epoch a fresh generator is trained to make one batch (`synthesise`), the batch joins the `Pool`, and the
 student takes one pass over the whole pool (`distil`). The methods differ in the generator's loss and in what
-the student is shown.
+the student is shown. `PoolTraining` is all that an epoch leaves to the next.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import StatisticsModel
+from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.distillation import kl_divergence
 from fedbicross_flwr.ensemble import Ensemble
@@ -25,6 +26,7 @@ from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.training import batches, crop_and_flip
 
 ADAM_BETAS = (0.5, 0.999)
+POOL = "pool."
 
 Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``images -> (scores (n, C), weighted BatchNorm term)``, both with gradients to the images."""
@@ -51,6 +53,14 @@ class PoolSettings(Protocol):
     def generator_lr(self) -> float: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def pool(self) -> int: ...
 
 
 class Pool:
@@ -84,6 +94,10 @@ class Pool:
         """Copy a batch into the pool: images (B, channels, h, w), int64 labels (B,)."""
         with torch.no_grad():
             logits = ensemble.member_logits(images, compute)
+        self.extend(images, labels, logits)
+
+    def extend(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Copy batches into the pool with what the uploads say of them, (m, B, C), on the same device."""
         if self.size:
             # Tensors, not lists of batches: a copy is made, and nothing that changes later is referred to.
             images = torch.cat([self.images, images])
@@ -94,6 +108,58 @@ class Pool:
         keep = self.limit * (len(labels) - self.size) or len(labels)
         self.images, self.labels, self.logits = images[-keep:], labels[-keep:], logits[:, -keep:]
         self.size = len(self.labels)
+
+    def newest(self, count: int) -> dict[str, Tensor]:
+        """Return the `count` newest images, or all if there are fewer, as `extend` takes them; no copies."""
+        return {
+            "images": self.images[-count:],
+            "labels": self.labels[-count:],
+            "logits": self.logits[:, -count:],
+        }
+
+
+class PoolTraining:
+    """A student with its optimiser, and the pool that it learns from (`methods.epochs.Training`).
+
+    Parameters
+    ----------
+    student : nn.Module
+        On the device, in training mode; changed in place.
+    settings : PoolSettings
+        The method's.
+    """
+
+    def __init__(self, student: nn.Module, settings: PoolSettings, compute: Compute) -> None:
+        self.student = student
+        self.settings = settings
+        self.compute = compute
+        self.pool = Pool(settings.pool)
+        self.optimiser = torch.optim.SGD(
+            student.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+
+    @property
+    def images(self) -> Tensor:
+        """Return the last batch, (B, channels, 28, 28)."""
+        return self.pool.images[-self.settings.batch_size :]
+
+    @property
+    def labels(self) -> Tensor:
+        """Return its labels, int64 (B,)."""
+        return self.pool.labels[-self.settings.batch_size :]
+
+    def state(self, epochs: range) -> dict[str, Tensor]:
+        """Return the student, its momenta, and the batches that joined the pool in `epochs`."""
+        batches = self.pool.newest(len(epochs) * self.settings.batch_size)
+        kept = {f"{POOL}{name}": value.cpu().contiguous() for name, value in batches.items()}
+        return {**training_state(self.student, self.optimiser), **kept}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned; its batches join the pool."""
+        load_training_state(self.student, self.optimiser, state)
+        device = self.compute.device
+        images = self.compute.images(state[f"{POOL}images"])
+        self.pool.extend(images, state[f"{POOL}labels"].to(device), state[f"{POOL}logits"].to(device))
 
 
 def teacher_with_statistics(ensemble: Ensemble, bn_weight: float, compute: Compute) -> Teacher:

@@ -24,7 +24,7 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +34,14 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import CoBoostingConfig
 from fedbicross_flwr.distillation import fine_tuned
 from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.methods.epochs import train_in_parts
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.pool_distillation import (
     GeneratorLoss,
     Lesson,
     Pool,
+    PoolTraining,
     Teacher,
     distil,
     divergence,
@@ -59,7 +61,9 @@ def coboosting(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutco
     FedBiCrossError
         When a loss is no longer finite.
     """
-    return student_outcome("coboosting", uploads, task, lambda: boost_and_distil(uploads, task))
+    training = CoBoostingTraining(uploads, task)
+    train_in_parts("coboosting", task.config.coboosting.epochs, training, task)
+    return student_outcome(uploads, training)
 
 
 class WeightedEnsemble(Ensemble):
@@ -82,43 +86,61 @@ def weighted_logits(weights: Tensor, logits: Tensor) -> Tensor:
     return mean
 
 
-def boost_and_distil(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the student, the last batch (B, channels, 28, 28), and its labels (B,)."""
-    config, compute, seed = task.config.coboosting, task.compute, task.config.seed
-    ensemble = WeightedEnsemble([task.load(upload.state) for upload in uploads])
-    student = start_student(config.student_init, uploads, task)
-    sgd = torch.optim.SGD(
-        student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    loss = generator_loss(
-        teacher_with_statistics(ensemble, config.bn_weight, compute), student, config, compute
-    )
-    pool = Pool(config.pool)
-    images = labels = torch.zeros(())
-    for epoch in range(config.epochs):
-        student.eval()
-        random = torch_generator(seed, "coboosting/synthesis", round=epoch)
-        images, labels, lowest = synthesise(loss, config, task.spec, random, compute, config.clip)
-        if epoch:
-            sweep = torch_generator(seed, "coboosting/weights", round=epoch)
-            size = config.weight_step * config.weight_decay_rate**epoch
-            for rows in batches(len(pool), config.batch_size, sweep):
-                rows = rows.to(compute.device)
-                ensemble.weights = stepped_weights(
-                    ensemble.weights, pool.logits[:, rows], pool.labels[rows], size
-                )
-        pool.add(images, labels, ensemble, compute)
-        sgd.param_groups[0]["lr"] = config.lr * SCHEDULES["cosine"](epoch / config.epochs)
+class CoBoostingTraining(PoolTraining):
+    """Co-Boosting's student, what it learns from, and the weights of its teachers."""
+
+    def __init__(self, uploads: Sequence[ClientUpload], task: ServerTask) -> None:
+        config, compute = task.config.coboosting, task.compute
+        super().__init__(start_student(config.student_init, uploads, task), config, compute)
+        self.task, self.config = task, config
+        self.ensemble = WeightedEnsemble([task.load(upload.state) for upload in uploads])
+        teacher = teacher_with_statistics(self.ensemble, config.bn_weight, compute)
+        self.loss = generator_loss(teacher, self.student, config, compute)
+
+    def epoch(self, number: int) -> None:
+        """Take the three parts of an epoch."""
+        config, task = self.config, self.task
+        self.student.eval()
+        random = torch_generator(task.config.seed, "coboosting/synthesis", round=number)
+        images, labels, lowest = synthesise(self.loss, config, task.spec, random, self.compute, config.clip)
+        if number:
+            self.sweep(number)
+        self.pool.add(images, labels, self.ensemble, self.compute)
+        last = self.distil(number)
+        # The student first: one that diverged spoils the generator's loss too, but not the other way round.
+        losses = {"coboosting.lr": last, "coboosting.generator_lr": lowest}
+        check_finite("Co-Boosting", number, losses, task)
+        task.progress.advance("Co-Boosting", number + 1, config.epochs)
+
+    def sweep(self, epoch: int) -> None:
+        """Move the weights by one sweep over the pool."""
+        order = torch_generator(self.task.config.seed, "coboosting/weights", round=epoch)
+        size = self.config.weight_step * self.config.weight_decay_rate**epoch
+        for rows in batches(len(self.pool), self.config.batch_size, order):
+            rows = rows.to(self.compute.device)
+            logits, labels = self.pool.logits[:, rows], self.pool.labels[rows]
+            self.ensemble.weights = stepped_weights(self.ensemble.weights, logits, labels, size)
+
+    def distil(self, epoch: int) -> Tensor:
+        """Take the student's pass over the pool; return its last loss."""
+        config, seed = self.config, self.task.config.seed
+        lr = config.lr * SCHEDULES["cosine"](epoch / config.epochs)
+        self.optimiser.param_groups[0]["lr"] = lr
         order = torch_generator(seed, "coboosting/distillation", round=epoch)
         directions = torch_generator(seed, "coboosting/perturbation", round=epoch)
         augment = torch_generator(seed, "coboosting/augmentation", round=epoch) if config.augment else None
-        lesson = harder_lesson(pool, ensemble, config, directions, augment, compute)
-        last = distil(student, sgd, len(pool), lesson, config, order, compute, config.clip)
-        # The student first: one that diverged spoils the generator's loss too, but not the other way round.
-        losses = {"coboosting.lr": last, "coboosting.generator_lr": lowest}
-        check_finite("Co-Boosting", epoch, losses, task)
-        task.progress.advance("Co-Boosting", epoch + 1, config.epochs)
-    return student, images, labels
+        lesson = harder_lesson(self.pool, self.ensemble, config, directions, augment, self.compute)
+        count = len(self.pool)
+        return distil(self.student, self.optimiser, count, lesson, config, order, self.compute, config.clip)
+
+    def state(self, epochs: range) -> dict[str, Tensor]:
+        """Return the weights besides what `PoolTraining` has."""
+        return {**super().state(epochs), "weights": self.ensemble.weights.cpu().clone()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        super().load(state)
+        self.ensemble.weights = state["weights"].to(self.compute.device)
 
 
 def generator_loss(

@@ -36,11 +36,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import DaflConfig
 from fedbicross_flwr.distillation import fine_tuned, kl_divergence
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
+from fedbicross_flwr.methods.epochs import train_in_parts
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.seeds import torch_generator
@@ -48,6 +50,7 @@ from fedbicross_flwr.training import SCHEDULES
 
 EPSILON = 0.8
 """Of the generator's second and third BatchNorm layer: in the released code it stands where eps does."""
+GENERATOR = "generator."
 STUDENT_SCHEDULES: Mapping[str, Callable[[float], float]] = {
     **SCHEDULES,
     "dafl": lambda done: 1.0 if done < 0.4 else 0.1 if done < 0.8 else 0.01,
@@ -72,37 +75,75 @@ def dafl(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     FedBiCrossError
         When a loss is no longer finite.
     """
-    return student_outcome("dafl", uploads, task, lambda: train_together(uploads, task), aimed=False)
+    training = DaflTraining(uploads, task)
+    train_in_parts("dafl", task.config.dafl.epochs, training, task)
+    return student_outcome(uploads, training, aimed=False)
 
 
-def train_together(uploads: Sequence[ClientUpload], task: ServerTask) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the student, the last batch (B, channels, 28, 28), and the ensemble's answers to it (B,)."""
-    config, compute, seed = task.config.dafl, task.compute, task.config.seed
-    ensemble = Ensemble([task.load(upload.state) for upload in uploads], config.aggregation)
-    student = start_student(config.student_init, uploads, task)
-    weights = torch_generator(seed, "dafl/generator")
-    shape = (config.latent, task.spec.channels, config.output, "uniform", weights, config.generator_width)
-    generator = compute.place(Generator(*shape, eps=EPSILON))
-    adam = torch.optim.Adam(generator.parameters(), config.generator_lr)
-    sgd = torch.optim.SGD(
-        student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    images = scores = torch.zeros(())
-    for epoch in range(config.epochs):
-        sgd.param_groups[0]["lr"] = config.lr * STUDENT_SCHEDULES[config.schedule](epoch / config.epochs)
-        random = torch_generator(seed, "dafl/z", round=epoch)
+class DaflTraining:
+    """DAFL's student and generator with their optimisers (`methods.epochs.Training`).
+
+    `images` is the last batch (B, channels, 28, 28), `labels` the ensemble's answers to it (B,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __init__(self, uploads: Sequence[ClientUpload], task: ServerTask) -> None:
+        config = task.config.dafl
+        self.task, self.config, self.compute = task, config, task.compute
+        self.ensemble = Ensemble([task.load(upload.state) for upload in uploads], config.aggregation)
+        self.student = start_student(config.student_init, uploads, task)
+        weights = torch_generator(task.config.seed, "dafl/generator")
+        shape = (config.latent, task.spec.channels, config.output, "uniform", weights, config.generator_width)
+        self.generator = task.compute.place(Generator(*shape, eps=EPSILON))
+        self.adam = torch.optim.Adam(self.generator.parameters(), config.generator_lr)
+        self.sgd = torch.optim.SGD(
+            self.student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+
+    def epoch(self, number: int) -> None:
+        """Train generator and student side by side."""
+        config, compute = self.config, self.compute
+        lr = config.lr * STUDENT_SCHEDULES[config.schedule](number / config.epochs)
+        self.sgd.param_groups[0]["lr"] = lr
+        random = torch_generator(self.task.config.seed, "dafl/z", round=number)
         for _ in range(config.steps):
             z = torch.randn(config.batch_size, config.latent, generator=random).to(compute.device)
-            images = draw_images(generator, z, compute)
-            scores, features = answer_with_features(ensemble, images, compute)
-            losses = {"dafl.generator_lr": generator_loss(scores, features, config)}
-            take_step(adam, losses["dafl.generator_lr"])
-            images, scores = images.detach(), scores.detach()
-            losses["dafl.lr"] = kl_divergence(scores, compute.logits(student, images))
-            take_step(sgd, losses["dafl.lr"])
-        check_finite("DAFL", epoch, losses, task)
-        task.progress.advance("DAFL", epoch + 1, config.epochs)
-    return student, images, scores.argmax(1)
+            losses = self.step(z)
+        check_finite("DAFL", number, losses, self.task)
+        self.task.progress.advance("DAFL", number + 1, config.epochs)
+
+    def step(self, z: Tensor) -> dict[str, Tensor]:
+        """Take a step of each on the images of z (B, latent); return both losses."""
+        images = draw_images(self.generator, z, self.compute)
+        scores, features = answer_with_features(self.ensemble, images, self.compute)
+        losses = {"dafl.generator_lr": generator_loss(scores, features, self.config)}
+        take_step(self.adam, losses["dafl.generator_lr"])
+        images, scores = images.detach(), scores.detach()
+        losses["dafl.lr"] = kl_divergence(scores, self.compute.logits(self.student, images))
+        take_step(self.sgd, losses["dafl.lr"])
+        self.images, self.labels = images, scores.argmax(1)
+        return losses
+
+    def state(self, epochs: range) -> dict[str, Tensor]:
+        """Return both networks, what their optimisers remember, and the last batch."""
+        generator = training_state(self.generator, self.adam)
+        return {
+            **training_state(self.student, self.sgd),
+            **{f"{GENERATOR}{name}": value for name, value in generator.items()},
+            "images": self.images.cpu().contiguous(),
+            "labels": self.labels.cpu(),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        load_training_state(self.student, self.sgd, state)
+        generator = {
+            name.removeprefix(GENERATOR): value for name, value in state.items() if name.startswith(GENERATOR)
+        }
+        load_training_state(self.generator, self.adam, generator)
+        self.images, self.labels = state["images"], state["labels"]
 
 
 def answer_with_features(ensemble: Ensemble, images: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,11 +30,12 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import DenseConfig
 from fedbicross_flwr.distillation import fine_tuned
 from fedbicross_flwr.ensemble import Ensemble
+from fedbicross_flwr.methods.epochs import train_in_parts
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.pool_distillation import (
     GeneratorLoss,
-    Pool,
+    PoolTraining,
     Teacher,
     distil,
     divergence,
@@ -54,38 +54,36 @@ def dense(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     FedBiCrossError
         When a loss is no longer finite.
     """
-    return student_outcome("dense", uploads, task, lambda: synthesise_and_distil(uploads, task))
+    training = DenseTraining(uploads, task)
+    train_in_parts("dense", task.config.dense.epochs, training, task)
+    return student_outcome(uploads, training)
 
 
-def synthesise_and_distil(
-    uploads: Sequence[ClientUpload], task: ServerTask
-) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the student, the last batch (B, channels, 28, 28), and its labels (B,)."""
-    config, compute, seed = task.config.dense, task.compute, task.config.seed
-    ensemble = Ensemble([task.load(upload.state) for upload in uploads], config.aggregation)
-    student = start_student(config.student_init, uploads, task)
-    sgd = torch.optim.SGD(
-        student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    loss = generator_loss(
-        teacher_with_statistics(ensemble, config.bn_weight, compute), student, config, compute
-    )
-    pool = Pool(config.pool)
-    images = labels = torch.zeros(())
+class DenseTraining(PoolTraining):
+    """DENSE's student and what it learns from."""
 
-    for epoch in range(config.epochs):
-        student.eval()
-        random = torch_generator(seed, "dense/synthesis", round=epoch)
-        images, labels, lowest = synthesise(loss, config, task.spec, random, compute)
-        pool.add(images, labels, ensemble, compute)
-        order = torch_generator(seed, "dense/distillation", round=epoch)
-        augment = torch_generator(seed, "dense/augmentation", round=epoch) if config.augment else None
-        lesson = lesson_of(pool, ensemble, augment, compute)
-        last = distil(student, sgd, len(pool), lesson, config, order, compute)
+    def __init__(self, uploads: Sequence[ClientUpload], task: ServerTask) -> None:
+        config, compute = task.config.dense, task.compute
+        super().__init__(start_student(config.student_init, uploads, task), config, compute)
+        self.task = task
+        self.ensemble = Ensemble([task.load(upload.state) for upload in uploads], config.aggregation)
+        teacher = teacher_with_statistics(self.ensemble, config.bn_weight, compute)
+        self.loss = generator_loss(teacher, self.student, config, compute)
+
+    def epoch(self, number: int) -> None:
+        """Make a batch, which joins the pool, and take a pass over the pool."""
+        config, compute, seed = self.task.config.dense, self.compute, self.task.config.seed
+        self.student.eval()
+        random = torch_generator(seed, "dense/synthesis", round=number)
+        images, labels, lowest = synthesise(self.loss, config, self.task.spec, random, compute)
+        self.pool.add(images, labels, self.ensemble, compute)
+        order = torch_generator(seed, "dense/distillation", round=number)
+        augment = torch_generator(seed, "dense/augmentation", round=number) if config.augment else None
+        lesson = lesson_of(self.pool, self.ensemble, augment, compute)
+        last = distil(self.student, self.optimiser, len(self.pool), lesson, config, order, compute)
         # The student first: one that diverged spoils the generator's loss too, but not the other way round.
-        check_finite("DENSE", epoch, {"dense.lr": last, "dense.generator_lr": lowest}, task)
-        task.progress.advance("DENSE", epoch + 1, config.epochs)
-    return student, images, labels
+        check_finite("DENSE", number, {"dense.lr": last, "dense.generator_lr": lowest}, self.task)
+        self.task.progress.advance("DENSE", number + 1, config.epochs)
 
 
 def generator_loss(

@@ -28,7 +28,6 @@ FedBiCross builds on the same inversion, noise adaptation and loss, which are th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -39,25 +38,19 @@ from fedbicross_flwr.config_baselines import FedIscaConfig
 from fedbicross_flwr.config_fedbicross import InversionConfig, TeacherConfig
 from fedbicross_flwr.distillation import fine_tuned, noise_share, trajectory_loss
 from fedbicross_flwr.ensemble import Ensemble
-from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.inversion import Synthesis, balanced_labels, check_finite, invert
+from fedbicross_flwr.methods.epochs import train_in_parts
 from fedbicross_flwr.methods.protocol import (
     ClientUpload,
-    Findings,
     Inversion,
     Method,
     ServerOutcome,
     ServerTask,
-    StageResult,
 )
-from fedbicross_flwr.methods.student import start_student
-from fedbicross_flwr.models import all_finite, state_of
+from fedbicross_flwr.methods.student import start_student, student_outcome
 from fedbicross_flwr.noise_adaptation import load, teacher_scores
 from fedbicross_flwr.seeds import torch_generator
 from fedbicross_flwr.training import SCHEDULES
-
-PARTS: Final = 10
-"""How often the student is kept on the way: after each of 100 epochs it would fill 8.9 GB at full width."""
 
 
 def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
@@ -78,22 +71,51 @@ def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
     FedBiCrossError
         When the student diverges.
     """
-    settings = task.config.fedisca
-    ensemble = Ensemble([task.load(upload.state) for upload in uploads], settings.aggregation)
-    student = Student(start_student(settings.student_init, uploads, task), settings, task.compute)
-    inversions: list[Inversion] = []
-    batch: tuple[Tensor, Tensor] | None = None
-    for epochs in parts(settings.epochs):
-        kept = run_epochs(epochs, ensemble, student, task)
-        curves = zip(epochs, kept["diagnostics"], strict=True)
-        inversions += [Inversion(epoch, 0, found) for epoch, found in curves]
-        batch = kept["images"], kept["labels"]
-    assert batch is not None
-    return ServerOutcome(
-        (state_of(student.model),),
-        {upload.client: 0 for upload in uploads},
-        Findings(inversions=tuple(inversions), synthetic=(batch,)),
-    )
+    training = FedIscaTraining(uploads, task)
+    train_in_parts("fedisca", task.config.fedisca.epochs, training, task)
+    inversions = (Inversion(epoch, 0, found) for epoch, found in enumerate(training.curves))
+    return student_outcome(uploads, training, inversions=tuple(inversions))
+
+
+class FedIscaTraining:
+    """FedISCA's student, with the last images and all inversions' diagnostics (`methods.epochs.Training`)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __init__(self, uploads: Sequence[ClientUpload], task: ServerTask) -> None:
+        settings = task.config.fedisca
+        self.task = task
+        self.ensemble = Ensemble([task.load(upload.state) for upload in uploads], settings.aggregation)
+        self.learner = Student(start_student(settings.student_init, uploads, task), settings, task.compute)
+        self.curves: list[Tensor] = []
+
+    @property
+    def student(self) -> nn.Module:
+        """Return the student."""
+        return self.learner.model
+
+    def epoch(self, number: int) -> None:
+        """Invert the ensemble, and distil it along the iterates."""
+        synthesis = synthesise(number, self.ensemble, self.task)
+        distil(number, self.ensemble, synthesis, self.learner, self.task)
+        self.curves.append(synthesis.diagnostics)
+        self.images, self.labels = synthesis.images, synthesis.labels
+
+    def state(self, epochs: range) -> dict[str, Tensor]:
+        """Return the student's state, ``diagnostics`` (epochs, T, 6), the images x^(T) and their labels."""
+        return {
+            **self.learner.state(),
+            "diagnostics": torch.stack(self.curves[epochs.start :]),
+            "images": self.images.float().cpu().contiguous(),
+            "labels": self.labels.cpu(),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        self.learner.load(state)
+        self.curves += state["diagnostics"].unbind()
+        self.images, self.labels = state["images"], state["labels"]
 
 
 class Student:
@@ -140,48 +162,6 @@ class Student:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what `state` returned; other names are passed over."""
         load_training_state(self.model, self.optimiser, state)
-
-    def check_finite(self, epoch: int, lr: float) -> None:
-        """Refuse a student that diverged, before it is kept or shipped."""
-        if not all_finite(self.parameters):
-            raise FedBiCrossError(
-                f"FedISCA's student diverged in epoch {epoch + 1}; lower fedisca.lr = {lr:g}"
-            )
-
-
-def parts(epochs: int) -> list[range]:
-    """Return the epochs in up to `PARTS` parts, each of which is kept when it is done."""
-    length = -(-epochs // PARTS)
-    return [range(first, min(first + length, epochs)) for first in range(0, epochs, length)]
-
-
-def run_epochs(epochs: range, ensemble: Ensemble, student: Student, task: ServerTask) -> Mapping[str, Tensor]:
-    """Invert and distil some times, as a stage that is kept until the run is finished; the student moves on.
-
-    Returns
-    -------
-    mapping of str to Tensor
-        ``diagnostics`` (epochs, T, 6), and of the last epoch ``images`` x^(T) in float32 and ``labels``,
-        besides the student's state.
-    """
-
-    def compute() -> StageResult:
-        curves = []
-        for epoch in epochs:
-            synthesis = synthesise(epoch, ensemble, task)
-            distil(epoch, ensemble, synthesis, student, task)
-            student.check_finite(epoch, task.config.fedisca.lr)
-            curves.append(synthesis.diagnostics)
-        made = {
-            "diagnostics": torch.stack(curves),
-            "images": synthesis.images.float().cpu().contiguous(),
-            "labels": synthesis.labels,
-        }
-        return StageResult({**made, **student.state()})
-
-    kept = task.stages.run(f"fedisca-{epochs.start}-{epochs.stop}", "distillation", compute).tensors
-    student.load(kept)
-    return kept
 
 
 def synthesise(epoch: int, ensemble: Ensemble, task: ServerTask) -> Synthesis:

@@ -1,4 +1,4 @@
-"""The one student of a global one-shot method: where it starts, and how its result is kept and handed out.
+"""The one student of a global one-shot method: where it starts, and how its result is handed out.
 
 A global method ends with one model for everybody. It says how that model is made; the rest is here.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.methods.epochs import Training
 from fedbicross_flwr.methods.fedavg import average_states
-from fedbicross_flwr.methods.protocol import ClientUpload, Findings, ServerOutcome, ServerTask, StageResult
-from fedbicross_flwr.models import all_finite, build_model, load_state, state_of
+from fedbicross_flwr.methods.protocol import ClientUpload, Findings, ServerOutcome, ServerTask
+from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.seeds import derive_seed
-
-MODEL = "model."
 
 
 def random_start(uploads: Sequence[ClientUpload], task: ServerTask) -> nn.Module:
@@ -59,38 +59,23 @@ def start_student(kind: str, uploads: Sequence[ClientUpload], task: ServerTask) 
 
 
 def student_outcome(
-    name: str,
-    uploads: Sequence[ClientUpload],
-    task: ServerTask,
-    make: Callable[[], tuple[nn.Module, Tensor, Tensor]],
-    aimed: bool = True,
+    uploads: Sequence[ClientUpload], training: Training, aimed: bool = True, **findings: Any
 ) -> ServerOutcome:
-    """Run a whole global method as one kept stage, and give its model to every client.
+    """Give the trained student to every client.
 
     Parameters
     ----------
-    name : str
-        The stage's name.
-    make : callable
-        Returns the finished student and the last synthetic batch: images (B, channels, 28, 28) and int64
-        labels (B,). It is not called when `ServerTask.stages` has the result already.
+    training : Training
+        Which is over.
     aimed : bool, default True
-        Whether the images were made for these labels; see `Findings`.
+        Whether the images were made for their labels; see `Findings`.
+    **findings
+        What else the method found.
     """
-
-    def compute() -> StageResult:
-        student, images, labels = make()
-        if not all_finite(student.parameters()):
-            raise FedBiCrossError(f"{name} ended with weights that are not finite; lower {name}.lr")
-        tensors = {MODEL + key: tensor for key, tensor in state_of(student).items()}
-        tensors["images"] = images.detach().float().cpu().contiguous()
-        tensors["labels"] = labels.detach().cpu()
-        return StageResult(tensors)
-
-    kept = task.stages.run(name, "distillation", compute).tensors
-    state = {key.removeprefix(MODEL): tensor for key, tensor in kept.items() if key.startswith(MODEL)}
-    findings = Findings(synthetic=((kept["images"], kept["labels"]),), aimed=aimed)
-    return ServerOutcome((state,), {upload.client: 0 for upload in uploads}, findings)
+    images = training.images.detach().float().cpu().contiguous()
+    synthetic = ((images, training.labels.detach().cpu()),)
+    found = Findings(synthetic=synthetic, aimed=aimed, **findings)
+    return ServerOutcome((state_of(training.student),), {upload.client: 0 for upload in uploads}, found)
 
 
 def check_finite(title: str, epoch: int, losses: Mapping[str, Tensor], task: ServerTask) -> None:

@@ -36,7 +36,6 @@ from fedbicross_flwr.methods.fedisca import (
     distil,
     fedisca,
     inversion_config,
-    parts,
     synthesise,
     teacher_config,
 )
@@ -305,7 +304,7 @@ def test_interrupted_and_continued_is_uninterrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, most_parts: int, first_again: int
 ) -> None:
     config, whole = configured(epochs=3), uninterrupted()
-    monkeypatch.setattr("fedbicross_flwr.methods.fedisca.PARTS", most_parts)
+    monkeypatch.setattr("fedbicross_flwr.methods.epochs.PARTS", most_parts)
 
     def attempt(progress: Progress) -> ServerOutcome:
         folder = RunFolder.open(tmp_path / "run", config, "data")
@@ -320,13 +319,6 @@ def test_interrupted_and_continued_is_uninterrupted(
     for found, expected in zip(again.findings.inversions, whole.findings.inversions, strict=True):
         assert found.round == expected.round and torch.equal(found.curves, expected.curves)
     assert torch.equal(again.findings.synthetic[0][0], whole.findings.synthetic[0][0])
-
-
-@pytest.mark.parametrize(("epochs", "kept"), [(1, 1), (8, 8), (10, 10), (11, 6), (25, 9), (100, 10)])
-def test_the_student_is_kept_ten_times_at_most(epochs: int, kept: int) -> None:
-    found = parts(epochs)
-    assert [epoch for part in found for epoch in part] == list(range(epochs))
-    assert len(found) == kept
 
 
 def test_momentum_is_part_of_the_state() -> None:

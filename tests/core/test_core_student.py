@@ -1,23 +1,19 @@
-"""The student of a global method: its start, the one kept stage, and what is refused."""
+"""The student of a global method: its start, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from generated import SPEC, server_task, trained_uploads
+from generated import server_task, trained_uploads
 from generated import smooth_model as smooth_model
-from tiny import all_equal, noise
+from tiny import all_equal
 from tiny import one_thread as one_thread
-from torch import Tensor, nn
 
 from fedbicross_flwr.config_baselines import STARTS
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.fedavg import fedavg
-from fedbicross_flwr.methods.protocol import ServerTask, StageResult
-from fedbicross_flwr.methods.student import STUDENTS, check_finite, start_student, student_outcome
-from fedbicross_flwr.models import load_state, state_of
+from fedbicross_flwr.methods.student import STUDENTS, check_finite, start_student
+from fedbicross_flwr.models import state_of
 
 
 def test_settings_offer_every_start_and_no_other() -> None:
@@ -49,48 +45,6 @@ def test_the_average_is_fedavg_and_shares_no_memory_with_it() -> None:
 def test_an_unknown_start_is_named() -> None:
     with pytest.raises(FedBiCrossError, match=r"'averge'.*did you mean average"):
         start_student("averge", trained_uploads(), server_task())
-
-
-class Kept:
-    """Stages that are computed once."""
-
-    def __init__(self) -> None:
-        self.results: dict[tuple[str, str], StageResult] = {}
-
-    def run(
-        self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
-    ) -> StageResult:
-        if (name, kind) not in self.results:
-            self.results[name, kind] = compute()
-        return self.results[name, kind]
-
-
-def test_a_finished_stage_is_not_computed_again() -> None:
-    uploads, stages = trained_uploads(), Kept()
-    task = server_task()
-    task = ServerTask(SPEC, task.config, task.compute, task.progress, stages)
-    calls: list[int] = []
-
-    def make() -> tuple[nn.Module, Tensor, Tensor]:
-        calls.append(1)
-        return load_state(SPEC, uploads[0].state), noise(4, 1, 28, 28), torch.arange(4) % 3
-
-    first = student_outcome("dense", uploads, task, make)
-    again = student_outcome("dense", uploads, task, make)
-    assert calls == [1] and set(stages.results) == {("dense", "distillation")}
-    for outcome in (first, again):
-        assert all_equal(outcome.models[0], uploads[0].state) and outcome.assignment == {0: 0, 1: 0}
-        images, labels = outcome.findings.synthetic[0]
-        assert torch.equal(images, noise(4, 1, 28, 28)) and labels.tolist() == [0, 1, 2, 0]
-
-
-def test_a_student_without_finite_weights_is_refused() -> None:
-    uploads = trained_uploads()
-    student = load_state(SPEC, uploads[0].state)
-    with torch.no_grad():
-        next(student.parameters()).view(-1)[0] = torch.nan
-    with pytest.raises(FedBiCrossError, match=r"lower dafl\.lr"):
-        student_outcome("dafl", uploads, server_task(), lambda: (student, noise(1, 1, 28, 28), torch.ones(1)))
 
 
 def test_a_diverged_loss_names_the_setting_to_lower() -> None:
