@@ -11,17 +11,42 @@ import textwrap
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.textpath import TextPath
 
 WIDTH = 9.2
 """Width of every figure in inches: the report's column at 100 CSS pixels an inch."""
 DPI = 180
+
+OTHER_SCRIPTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "IPAexGothic",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Apple SD Gothic Neo",
+    "Noto Sans Thai",
+    "Leelawadee UI",
+    "Thonburi",
+    "Noto Sans Devanagari",
+    "Nirmala UI",
+    "Kohinoor Devanagari",
+    "Arial Unicode MS",
+)
+"""Fonts of Linux, Windows and macOS for class names in scripts that Matplotlib's own font does not have."""
 
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 
@@ -81,10 +106,21 @@ def dashes(number: int) -> Any:
     return DASHES[number % len(DASHES)]
 
 
+@cache
+def fonts() -> list[str]:
+    """Return the fonts to draw with; a letter is taken from the first one that has it.
+
+    DejaVu Sans ships with Matplotlib, so that a figure in Latin, Greek, Cyrillic or Arabic letters is the
+    same on every machine. The others are those of `OTHER_SCRIPTS` that this machine has.
+    """
+    installed = set(get_font_names())
+    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
+
+
 def context(theme: Theme) -> AbstractContextManager[None]:
     """Return a context in which Matplotlib draws in this theme; it ends without a trace."""
     settings: dict[str, Any] = {
-        "font.family": "DejaVu Sans",  # ships with Matplotlib: the same figure on every machine
+        "font.family": fonts(),
         "font.size": 9.5,
         "axes.titlesize": 10,
         "axes.titleweight": "bold",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,7 +25,7 @@ from fedbicross_flwr.report.figures import (
 )
 from fedbicross_flwr.report.figures.synthetic import GAP, contact_sheet
 from fedbicross_flwr.report.record import SyntheticImages
-from fedbicross_flwr.report.style import DARK, DPI, LIGHT, WIDTH, Theme, label, png
+from fedbicross_flwr.report.style import DARK, DPI, LIGHT, WIDTH, Theme, context, figure, fonts, label, png
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -156,3 +157,17 @@ def test_a_diverged_inversion_is_still_drawn(run_folder: Path) -> None:
     )
     edit(run_folder / "inversion.json", lambda content: content[1].update(batch_norm=[float("inf")] * 80))
     assert png(FIGURES["inversion"](load_run(run_folder), LIGHT), LIGHT)
+
+
+def test_letters_that_one_font_lacks_come_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedbicross_flwr.report.style.OTHER_SCRIPTS", ("no such font", "STIXGeneral"))
+    fonts.cache_clear()
+    try:
+        assert fonts() == ["DejaVu Sans", "STIXGeneral"]
+        with warnings.catch_warnings(), context(LIGHT):
+            warnings.simplefilter("error")
+            made = figure(1.0)
+            made.text(0.1, 0.5, "A\u2313")  # a segment, which Matplotlib's other font alone has
+            assert png(made, LIGHT)
+    finally:
+        fonts.cache_clear()
