@@ -71,7 +71,7 @@ class Pool:
     Parameters
     ----------
     limit : int
-        Batches that are kept; 0 keeps all.
+        Images that are kept; 0 keeps all.
     """
 
     images: Tensor
@@ -105,7 +105,7 @@ class Pool:
             logits = torch.cat([self.logits, logits], 1)
         else:
             images, labels = images.clone(), labels.clone()
-        keep = self.limit * (len(labels) - self.size) or len(labels)
+        keep = self.limit or len(labels)
         self.images, self.labels, self.logits = images[-keep:], labels[-keep:], logits[:, -keep:]
         self.size = len(self.labels)
 
@@ -133,7 +133,7 @@ class PoolTraining:
         self.student = student
         self.settings = settings
         self.compute = compute
-        self.pool = Pool(settings.pool)
+        self.pool = Pool(settings.pool * settings.batch_size)
         self.optimiser = torch.optim.SGD(
             student.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )

@@ -14,8 +14,8 @@ Defaults are the published settings (`FedIscaConfig`). What differs from the rel
 
 - F~ answers by its adapted statistics, as the paper has it. The released twin stays in training mode: it
   normalises by each batch and never reads them, which is ``fedisca.noise_adaptation = "batch"``.
-- The statistics start at the originals in every epoch; the released twin is made once and goes on. Epochs
-  can then be kept and resumed one by one, and beta^T of the old ones is all that is lost (`distil`).
+- The statistics start at the originals in every epoch; the released twin is made once and goes on. An
+  interrupted run then goes on behind any epoch, and beta^T of the old ones is all that is lost (`distil`).
 - t counts from 1, and from 0 in the released code: its twin still has a share of 1/T in the last image.
 - The learning rate falls after half and three quarters of all steps, there one epoch of the 100 earlier.
 - The student after the last epoch is the result; the released code keeps the best one by test accuracy.

@@ -72,8 +72,9 @@ def student_outcome(
     **findings
         What else the method found.
     """
-    images = training.images.detach().float().cpu().contiguous()
-    synthetic = ((images, training.labels.detach().cpu()),)
+    # Copies: of a pool the last batch is a view, which would keep all of it in memory.
+    images = training.images.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+    synthetic = ((images, training.labels.detach().cpu().clone()),)
     found = Findings(synthetic=synthetic, aimed=aimed, **findings)
     return ServerOutcome((state_of(training.student),), {upload.client: 0 for upload in uploads}, found)
 

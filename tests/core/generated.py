@@ -113,6 +113,7 @@ def assert_common_promises(serve: Serve, **options: Any) -> None:
     images, labels = first.findings.synthetic[0]
     assert images.shape[1:] == (1, 28, 28) and images.dtype == torch.float32 and images.isfinite().all()
     assert labels.shape == images.shape[:1] and labels.dtype == torch.int64
+    assert images.untyped_storage().nbytes() == images.nbytes, "no view that keeps a pool in memory"
     assert not images.requires_grad and set(labels.tolist()) <= {0, 1, 2}
 
 

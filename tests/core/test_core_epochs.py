@@ -26,7 +26,7 @@ from fedbicross_flwr.runs.folder import STAGES, RunFolder
 
 Serve = Callable[[Sequence[ClientUpload], ServerTask], ServerOutcome]
 
-EPOCHS = 5
+EPOCHS = 9
 SMALL: dict[str, Any] = {"epochs": EPOCHS, "steps": 2, "batch_size": 6, "latent": 5, "generator_width": 2}
 METHODS: dict[str, tuple[Serve, str, dict[str, Any]]] = {
     "DAFL": (dafl, "dafl", {}),
@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[Serve, str, dict[str, Any]]] = {
     "DENSE, a bounded pool": (dense, "dense", {"pool": 3}),
     "DENSE, augmented": (dense, "dense", {"augment": True}),
     "Co-Boosting": (coboosting, "coboosting", {"weight_step": 0.1}),
-    "Co-Boosting, a bounded pool": (coboosting, "coboosting", {"pool": 1}),
+    "Co-Boosting, a bounded pool": (coboosting, "coboosting", {"pool": 2, "weight_step": 0.1}),
 }
 
 
@@ -55,7 +55,7 @@ class StopsAfter(Silent):
             raise StoppedError
 
 
-@pytest.mark.parametrize(("most_parts", "first_again"), [(EPOCHS, 4), (2, 4), (1, 1)])
+@pytest.mark.parametrize(("most_parts", "first_again"), [(EPOCHS, 7), (3, 7), (2, 6), (1, 1)])
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_and_continued_is_uninterrupted(
     name: str, most_parts: int, first_again: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,7 +69,7 @@ def test_interrupted_and_continued_is_uninterrupted(
         return serve(trained_uploads(), ServerTask(SPEC, config, CPU, progress, folder))
 
     with pytest.raises(StoppedError):
-        attempt(StopsAfter(4))
+        attempt(StopsAfter(7))
     progress = StopsAfter()
     again = attempt(progress)
     assert progress.seen == list(range(first_again, EPOCHS + 1))
