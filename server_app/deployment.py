@@ -16,7 +16,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedbicross_flwr.centre.server import SiteServer
-from fedbicross_flwr.errors import FedBiCrossError, harmless
+from fedbicross_flwr.errors import FedBiCrossError, MachineError, harmless
 from server_app.nodes import ATTEMPTS, Node, Nodes
 from server_app.site_replies import refusal_in, scores_in, site_in, upload_in
 
@@ -133,6 +133,8 @@ class Deployment:
         else:
             try:
                 shipment = self.server.shipment(node.client)
+            except MachineError:
+                raise
             except FedBiCrossError as error:
                 self.leave_out(node.client, str(error))
                 self.turn_away(node, str(error))
@@ -198,12 +200,14 @@ class Deployment:
                 node.settled = True
                 return
             upload = upload_in(message, server.upload_bytes)
+        except MachineError:  # such as a full disk of the centre's, for which no site is to blame
+            raise
         except FedBiCrossError as error:
             self.leave_out(client, str(error))
             self.turn_away(node, str(error))
             return
         if upload is not None and client not in server.uploads:
-            server.accept(client, upload.num_samples, upload.state, upload.said, upload.subspace)
+            server.accept(client, upload.num_samples, upload.state, upload.said)
             if client not in server.uploads:
                 self.turn_away(node, server.site(client).reason)
                 return

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from torch import Tensor
 
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.models import StateDict
 from fedbicross_flwr.rows import rows_of
-from fedbicross_flwr.site.store import RowScores
+from fedbicross_flwr.site.store import MOST_IMAGES, RowScores
 
 Result = TypeVar("Result")
 OVERSIZE = 1.25
@@ -35,7 +34,6 @@ class SiteUpload:
     num_samples: int
     state: StateDict
     said: dict[str, float]
-    subspace: Tensor | None
 
 
 def careful(what: str, read: Callable[[], Result]) -> Result:
@@ -113,23 +111,22 @@ def read_upload(message: Message, model_bytes: int) -> SiteUpload:
     """Read an upload; anything may go wrong."""
     arrays = cast(ArrayRecord, message.content["arrays"])
     metrics = cast(MetricRecord, message.content["metrics"])
-    subspace = cast(ArrayRecord | None, message.content.get("subspace"))
-    records = [arrays] if subspace is None else [arrays, subspace]
-    size = sum(len(array.data) for record in records for array in record.values())
-    limit = OVERSIZE * model_bytes + 1000 * sum(map(len, records))
+    if "subspace" in message.content:  # PACFL's, which a deployment refuses
+        raise FedBiCrossError("the upload holds a subspace of the site's images, which was not asked for")
+    size = sum(len(array.data) for array in arrays.values())
+    limit = OVERSIZE * model_bytes + 1000 * len(arrays)
     if size > limit or len(arrays) > 100_000:
         raise FedBiCrossError(
             f"the upload has {len(arrays)} arrays of {size:,} bytes, but the model that was agreed on has "
             f"{model_bytes:,}; is the site's software that of the federation?"
         )
     count, accuracy = metrics["num-examples"], float(cast(float, metrics["validation-accuracy"]))
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= 10**9:
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= MOST_IMAGES:
         raise FedBiCrossError(f"the upload says that it was trained on {count!r} images")
     if not (math.isnan(accuracy) or 0.0 <= accuracy <= 1.0):
         raise FedBiCrossError(f"the upload says that its validation accuracy is {accuracy}")
     state = dict(arrays.to_torch_state_dict())
-    directions = None if subspace is None else subspace.to_torch_state_dict().get("subspace")
-    return SiteUpload(count, state, {"validation_accuracy": accuracy}, directions)
+    return SiteUpload(count, state, {"validation_accuracy": accuracy})
 
 
 def scores_in(message: Message, method: str) -> RowScores:
@@ -162,7 +159,7 @@ def check_scores(row: str, scores: dict[str, float]) -> None:
     for metric in METRICS:
         value = scores[metric]
         if metric == "samples":
-            fits = value >= 1 and value == int(value)
+            fits = 1 <= value <= MOST_IMAGES and value == int(value)
         else:
             fits = 0.0 <= value <= 1.0 or (metric == "auc" and math.isnan(value))
         if not fits:

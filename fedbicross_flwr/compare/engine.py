@@ -38,8 +38,7 @@ def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int =
         if not failures:
             for run in runs:
                 drop_shared_stages(run.config)
-        if len(failures) < len(runs):
-            print(f"\ntable: {write_comparison(out)}")
+        print(f"\ntable: {write_comparison(out)}")
     return 1 if failures else 0
 
 

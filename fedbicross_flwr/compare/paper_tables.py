@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from fedbicross_flwr.compare.checks import fairness_notes
 from fedbicross_flwr.compare.collect import CellRuns, Comparison, Run
 from fedbicross_flwr.compare.lines import Line, line_of, lines_of
 from fedbicross_flwr.compare.paired import paired_tests
 from fedbicross_flwr.compare.paper import Paper, PaperRow, PaperTable, load_paper
-from fedbicross_flwr.compare.tables import BY_KEY, best_of, spread
+from fedbicross_flwr.compare.tables import BY_KEY, best_of, left_out_notes, spread
 from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.report.seeds_table import Spread
@@ -246,6 +247,9 @@ def _notes(
         notes.append(f"Ablations, w/o Clus apart, ran with K = {listing(clusters)}.")
     if scale := scale_differences(paper.settings, used):
         notes.append(f"Our runs are not at the paper’s scale: {'; '.join(scale)}.")
+    for cell in used:
+        told = (*fairness_notes(cell), *left_out_notes(cell))
+        notes += [f"{cell.cell.name}: {note}" for note in told]
     return tuple(notes)
 
 

@@ -166,7 +166,9 @@ def cells_of(
         for count in counts or [{}]:
             for skew in skews or [{}]:
                 settings: dict[str, Scalar] = {**images, **count, **skew}
-                cell = Cell(cell_name(RunConfig.from_flat({**base, **settings})), settings)
+                # FedAvg-1 asks nothing of it; `plan_runs` holds each method against the number of clients.
+                config = RunConfig.from_flat({**base, **settings, "method": "fedavg"})
+                cell = Cell(cell_name(config), settings)
                 if cell.name in found and found[cell.name] != cell:
                     raise FedBiCrossError(
                         f"two data sets of this comparison are called {cell.name.rpartition('-N')[0]}; "
@@ -178,7 +180,7 @@ def cells_of(
 
 def cell_name(config: RunConfig) -> str:
     """Return the name of a federation setting: data set, clients, alpha."""
-    path = Path(config.data.path)
+    path = Path(config.data.path).absolute()  # "." has no name
     own = path.name if path.is_dir() else path.stem
     data = own if config.data.path else config.data.name
     return f"{data}-N{config.partition.clients}-alpha{config.partition.alpha:.15g}"

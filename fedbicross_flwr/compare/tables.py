@@ -176,19 +176,24 @@ def _rank(value: Spread | None, better: int) -> float | None:
 
 
 def _notes(cell: CellRuns, lines: tuple[Line, ...]) -> tuple[str, ...]:
-    notes = list(fairness_notes(cell))
+    notes = [*fairness_notes(cell), *(run.complaint for run in cell.runs if run.record is None)]
+    notes += left_out_notes(cell)
+    absent = [line.title for line in lines if line.state == "not run"]
+    if absent:
+        notes.append(f"Not run: {'; '.join(absent)}.")
+    return tuple(notes)
+
+
+def left_out_notes(cell: CellRuns) -> tuple[str, ...]:
+    """Return one sentence for each seed and clients that runs are without."""
+    notes: list[str] = []
     left_out: dict[tuple[int, str], list[str]] = {}
     central = {run.seed for run in cell.runs if run.record is not None and run.variant.name == CENTRAL}
     for run in cell.runs:
-        if run.record is None:
-            notes.append(run.complaint)
-        elif run.record.failed:
+        if run.record is not None and run.record.failed:
             clients = " and ".join(f"client {one.client} ({one.reason})" for one in run.record.failed)
             left_out.setdefault((run.seed, clients), []).append(run.variant.name)
     for (seed, clients), variants in left_out.items():
         also = "; the central model's figures count it all the same" if seed in central else ""
         notes.append(f"Seed {seed} is without {clients} in {', '.join(variants)}{also}.")
-    absent = [line.title for line in lines if line.state == "not run"]
-    if absent:
-        notes.append(f"Not run: {'; '.join(absent)}.")
     return tuple(notes)

@@ -25,6 +25,8 @@ from fedbicross_flwr.training import LocalModel
 LOCAL = "local.safetensors"
 PERSONAL = "personal.safetensors"
 SCORES = "scores.json"
+MOST_IMAGES = 10**9
+"""That a site can say it has; a number beyond is a mistake or an attack."""
 
 RowScores = dict[str, dict[str, Scores]]
 """Row key -> protocol -> metrics."""
@@ -183,5 +185,6 @@ def read_scores(path: Path, key: str) -> RowScores | None:
 def are_scores(values: Mapping[str, float]) -> bool:
     """Return whether every metric has a value that it can have; one that cannot be told is nan."""
     return set(values) == {*METRICS} and not any(
-        value < 0 or (value > 1 + 1e-6 and metric != "samples") for metric, value in values.items()
+        value < 0 or value > (MOST_IMAGES if metric == "samples" else 1 + 1e-6)
+        for metric, value in values.items()
     )

@@ -137,6 +137,29 @@ def test_cells_are_all_combinations_and_say_so() -> None:
     }
 
 
+def test_a_cell_of_one_client_suits_a_method_without_clusters_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_settings("quick", None, [])
+    cells = cells_of(base, [], "1", "")
+    assert [cell.name for cell in cells] == ["phantom-N1-alpha0.3"]
+    assert len(plan_runs(base, cells, variants_named("fedavg"), 1, tmp_path)) == 1
+    with pytest.raises(
+        FedBiCrossError, match=r"clustering\.clusters = 2 is more than partition\.clients = 1"
+    ):
+        plan_runs(base, cells, variants_named("fedbicross"), 1, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (cell,) = cells_of({}, [{"data.path": "."}], "", "")
+    assert cell.name == f"{tmp_path.name}-N5-alpha0.3"
+
+
+def test_when_every_run_fails_the_table_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = planned(tmp_path, "fedavg")
+    failing(monkeypatch, "fedavg", FedBiCrossError("no luck"))
+    assert engine.compare_all(runs, False, tmp_path) == 1
+    assert "FedAvg-1 (failed)" in (tmp_path / "comparison.md").read_text()
+
+
 def test_variants_keep_the_order_of_the_tables_and_all_leaves_flower_out() -> None:
     assert [one.name for one in variants_named("fedbicross, fedavg,fedavg")] == ["fedavg", "fedbicross"]
     named = variants_named("all")

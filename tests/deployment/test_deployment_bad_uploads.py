@@ -32,7 +32,8 @@ from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.centre.upload_flags import find_flags
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
+from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
 from fedbicross_flwr.progress import Silent
@@ -96,6 +97,11 @@ def pickled(reply: Message) -> None:
     arrays(reply)["fc.bias"] = Array("float32", (8,), "numpy.ndarray", buffer.getvalue())
 
 
+def unasked(reply: Message) -> None:
+    """What PACFL sends, of numbers that a file of tensors cannot hold."""
+    reply.content["subspace"] = ArrayRecord({"subspace": Array(np.zeros((2, 2), dtype=np.complex128))})
+
+
 BAD: dict[str, tuple[Spoil, str]] = {
     "nan": (put("fc.bias", [np.nan] * 8), "fc.bias holds values that are not finite"),
     "another-network": (put("fc.bias", [0.0] * 7), r"fc.bias has shape (7,) instead of (8,)"),
@@ -107,6 +113,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "no-count": (lambda reply: reply.content.__delitem__("metrics"), "the upload cannot be read (KeyError"),
     "count": (lambda reply: metrics(reply, num_examples=-1), "it was trained on -1 images"),
     "accuracy": (lambda reply: metrics(reply, validation_accuracy=7.0), "validation accuracy is 7.0"),
+    "subspace": (unasked, "a subspace of the site's images, which was not asked for"),
 }
 
 
@@ -222,6 +229,7 @@ SCORES: dict[str, dict[str, float]] = {
     "elsewhere": {"personal/global/accuracy": 0.5},
     "no-path": {"personal": 0.5},
     "unknown": {"fedavg/local/colour": 0.5},
+    "too-many": {f"personal/local/{metric}": 1e19 if metric == "samples" else 0.5 for metric in METRICS},
 }
 
 
@@ -237,6 +245,19 @@ def test_scores_that_cannot_be_are_refused(tmp_path: Path) -> None:
         assert entry["state"] == "refused" and "the scores" in entry["reason"] and node.told
     scored = {one["client"] for row in read_json(folder / "metrics.json")["rows"] for one in row["clients"]}
     assert scored == {0, 1, 2}
+
+
+@pytest.mark.parametrize("step", ["record", "shipment"])
+def test_what_the_centre_cannot_write_or_read_is_no_refusal_of_a_site_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise MachineError("cannot write scores: No space left on device")
+
+    monkeypatch.setattr(SiteServer, step, fail)
+    with pytest.raises(MachineError, match="No space left on device"):
+        deploy(deployed(tmp_path / "run"), make_sites(tmp_path))
+    assert "refused" not in states(tmp_path / "run").values()
 
 
 def test_scores_without_a_model_are_refused(tmp_path: Path) -> None:

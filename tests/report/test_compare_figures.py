@@ -121,6 +121,16 @@ def test_five_clients_come_before_ten(tmp_path: Path) -> None:
     assert [title.partition(":")[0] for title in titles] == ["phantom, N = 5", "phantom, N = 10"]
 
 
+def test_a_dollar_sign_in_the_name_of_data_is_no_formula(tmp_path: Path) -> None:
+    cells = [("a$b_c_d$", 5, alpha) for alpha in (0.1, 0.3)]
+    out = build_comparison(tmp_path, cells, ("fedavg", "dense"), (0, 1))
+    for _, _, alpha in cells:
+        shutil.rmtree(out / f"a$b_c_d$-N5-alpha{alpha}" / "fedavg" / "seed-1")
+    made = draw_by_alpha(collect(out))
+    assert made.get_suptitle() != ""
+    made.draw_without_rendering()
+
+
 @pytest.mark.parametrize(
     "draw", [draw_by_alpha, draw_clusterings, draw_cluster_count, draw_cost, draw_traffic]
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from comparison_builder import build_cell_run, build_comparison, set_accuracies, set_config
+from run_builder import edit
 
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.commands import table_text
@@ -243,6 +244,18 @@ def test_what_failed_or_is_not_finished_says_so(tmp_path: Path) -> None:
     assert line_with(text, "DAFL").startswith("| DAFL | not finished | not finished | 13.42 |")
     assert line_with(text, "Ours (K = 3)").startswith("| Ours (K = 3) | - | - | ")
     assert line_with(table_text("I", tmp_path, "latex"), "DENSE").startswith("DENSE & failed & failed &")
+
+
+def test_runs_that_do_not_compare_and_clients_that_are_left_out_are_said(tmp_path: Path) -> None:
+    cell = bloodmnist(tmp_path, ("dense", "fedbicross"), (0, 1))
+    assert "is without" not in table_text("I", tmp_path, "markdown")
+    change = {"status": "failed", "reason": "it diverged"}
+    edit(cell / "dense" / "seed-0" / "run.json", lambda found: found["clients"][3].update(change))
+    config = cell / "fedbicross" / "seed-1" / "config.toml"
+    config.write_text(config.read_text().replace("tv_weight = 5.0", "tv_weight = 1.0"))
+    text = table_text("I", tmp_path, "markdown")
+    assert "bloodmnist-N5-alpha0.1: Seed 0 is without client 3 (it diverged) in dense." in text
+    assert "do not compare: they differ in inversion.tv_weight (" in text
 
 
 def test_the_paired_tests_of_each_cell_are_among_the_notes(tmp_path: Path) -> None:

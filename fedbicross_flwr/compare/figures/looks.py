@@ -100,7 +100,7 @@ def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Lin
     }
     if short:
         text = textwrap.fill(f"With fewer seeds: {'; '.join(short.values())}", NOTE_WIDTH)
-        made.suptitle(text, fontsize="small", color=theme.muted)
+        made.suptitle(text.replace("$", r"\$"), fontsize="small", color=theme.muted)
 
 
 def handle(title: str, look: Look, line: bool = True, marker: bool = True) -> Line2D:
