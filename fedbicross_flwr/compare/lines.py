@@ -91,6 +91,17 @@ class Line:
         return self.group in ONE_SHOT_GROUPS and bool(self.seeds)
 
     @property
+    def scored(self) -> frozenset[tuple[int, int | None]]:
+        """Return its seeds and their scored clients: means over others do not compare with its own."""
+        clients = {
+            (seed, client)
+            for seed, row in self.seeds.items()
+            for scores in row.scores.values()
+            for client in scores
+        }
+        return frozenset({*clients, *((seed, None) for seed in self.seeds)})
+
+    @property
     def remark(self) -> str:
         """What a reader must know of a line that is no one-shot method: a ceiling, or how many rounds."""
         if self.group == CEILING or self.group in CEILING_GROUPS:

@@ -104,15 +104,15 @@ class ComparisonTable:
     def controls_ahead(self, column: Column) -> frozenset[tuple[str, str]]:
         """Return the controls, which share nothing, that are better than the best one-shot row as shown.
 
-        Where that row lacks seeds that a control has, their means do not compare.
+        Where that row lacks seeds or clients that a control has, their means do not compare.
         """
         best = self.best(column)
         leaders = [row for row in self.rows if (row.line.variant, row.line.role) in best]
 
         def ahead(row: ComparisonRow, leader: ComparisonRow) -> bool:
             mine, other = (_rank(one.values[column.key], column.better) for one in (row, leader))
-            same_seeds = row.line.seeds.keys() == leader.line.seeds.keys()
-            return same_seeds and mine is not None and other is not None and mine > other
+            same_runs = row.line.scored == leader.line.scored
+            return same_runs and mine is not None and other is not None and mine > other
 
         return frozenset(
             (row.line.variant, row.line.role)
@@ -126,8 +126,8 @@ def best_of(rows: Mapping[Key, tuple[Line, Spread | None]], better: int = 1) -> 
 
     Rows compare as shown, with one decimal, and share the mark where that is equal. Controls, ceilings and
     strategies of many rounds are no one-shot methods, of several K none is chosen, and a row with fewer seeds
-    than others would win or lose by its seeds; none of these competes. One row alone is no competition, nor
-    are rows of different seeds.
+    or clients than others would win or lose by those; none of these competes. One row alone is no
+    competition, nor are rows of different seeds or clients.
 
     Parameters
     ----------
@@ -136,13 +136,13 @@ def best_of(rows: Mapping[Key, tuple[Line, Spread | None]], better: int = 1) -> 
     better : {1, -1, 0}
         Whether more or less is better; with 0 there is no best.
     """
-    most = max((len(line.seeds) for line, _ in rows.values() if line.competes), default=0)
+    most = max((len(line.scored) for line, _ in rows.values() if line.competes), default=0)
     shown = {
         key: rank
         for key, (line, value) in rows.items()
-        if line.competes and len(line.seeds) == most and (rank := _rank(value, better)) is not None
+        if line.competes and len(line.scored) == most and (rank := _rank(value, better)) is not None
     }
-    if len(shown) < 2 or len({frozenset(rows[key][0].seeds) for key in shown}) > 1:
+    if len(shown) < 2 or len({rows[key][0].scored for key in shown}) > 1:
         return frozenset()
     best = max(shown.values())
     return frozenset(key for key, rank in shown.items() if rank == best)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import ipaddress
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fedbicross_flwr.config import RunConfig, RuntimeConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -63,7 +65,7 @@ def check_tracker(runtime: RuntimeConfig) -> None:
     Raises
     ------
     FedBiCrossError
-        When the package of ``runtime.tracker`` is not installed.
+        When the package of ``runtime.tracker`` is not installed, or MLflow is another machine's without TLS.
     """
     if runtime.tracker == NONE:
         return
@@ -73,6 +75,20 @@ def check_tracker(runtime: RuntimeConfig) -> None:
             f"runtime.tracker = {runtime.tracker!r} needs a package that is not installed here: "
             f"pip install {tracker.package}, or set runtime.tracker to {NONE}"
         )
+    server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "") if runtime.tracker == "mlflow" else "")
+    if server.scheme == "http" and not is_loopback(server.hostname or ""):
+        raise FedBiCrossError(
+            f"MLFLOW_TRACKING_URI names {server.hostname} without TLS, so scores and synthetic images would "
+            f"go in the clear; give it an https address, or set runtime.tracker to {NONE}"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this very machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def track(config: RunConfig, folder: Path, progress: Progress) -> None:

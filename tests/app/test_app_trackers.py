@@ -134,6 +134,32 @@ def test_a_run_without_a_package_is_refused_before_it_starts(
     check_tracker(tiny().runtime)
 
 
+@pytest.mark.parametrize(
+    ("address", "refused"),
+    [
+        ("http://user:secret@mlflow.clinic.example:5000", True),
+        ("http://192.0.2.7", True),
+        ("https://mlflow.clinic.example", False),
+        ("http://localhost:5000", False),
+        ("http://127.0.0.1:5000", False),
+        ("http://[::1]:5000", False),
+        ("/var/mlruns", False),
+    ],
+)
+def test_mlflow_without_tls_is_on_this_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, address: str, refused: bool
+) -> None:
+    use(monkeypatch, "mlflow", "json", TRACKERS["mlflow"].write)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    check_tracker(tiny().runtime)
+    if not refused:
+        check_tracker(tiny(runtime__tracker="mlflow").runtime)
+        return
+    with pytest.raises(FedBiCrossError, match=r"without TLS.*give it an https address") as caught:
+        check_tracker(tiny(runtime__tracker="mlflow").runtime)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_run_is_logged_once_when_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[Path, str, RunFacts]] = []
 

@@ -121,6 +121,14 @@ def test_five_clients_come_before_ten(tmp_path: Path) -> None:
     assert [title.partition(":")[0] for title in titles] == ["phantom, N = 5", "phantom, N = 10"]
 
 
+def test_a_long_name_of_data_takes_a_line_of_its_own(tmp_path: Path) -> None:
+    cells = [("northern_clinic_of_24", 10, alpha) for alpha in (0.1, 0.3)]
+    made = draw_by_alpha(collect(build_comparison(tmp_path, cells, ("fedavg", "dense"), (0,))))
+    made.draw_without_rendering()
+    for axes in made.axes:
+        assert axes._left_title.get_window_extent().x1 <= made.bbox.x1  # type: ignore[attr-defined]  # no public way
+
+
 def test_a_dollar_sign_in_the_name_of_data_is_no_formula(tmp_path: Path) -> None:
     cells = [("a$b_c_d$", 5, alpha) for alpha in (0.1, 0.3)]
     out = build_comparison(tmp_path, cells, ("fedavg", "dense"), (0, 1))

@@ -294,6 +294,25 @@ def test_equal_figures_share_the_mark_and_fewer_seeds_do_not_compete(out: Path) 
     assert "FedAvg-1, fine-tuned (1 of 2 seeds)" in table_text(CELL, out, "markdown")
 
 
+def test_a_method_that_lost_a_client_does_not_compete(out: Path) -> None:
+    column = BY_KEY["global_accuracy"]
+    for seed in (0, 1):
+        values = {client: 0.2 if client == 4 else 0.99 for client in range(5)}
+        set_accuracies(out / CELL / "fedavg" / f"seed-{seed}", "FedAvg-1, fine-tuned", "global", values)
+
+    def lose(content: dict[str, Any]) -> None:
+        for row in content["rows"]:
+            if row["name"] == "FedAvg-1, fine-tuned":
+                row["clients"] = [one for one in row["clients"] if one["client"] != 4]
+
+    edit(out / CELL / "fedavg" / "seed-0" / "metrics.json", lose)
+    found = table_of(out)
+    row = next(one for one in found.rows if (one.line.variant, one.line.role) == ("fedavg", PERSONAL))
+    value = row.values["global_accuracy"]
+    assert value is not None and value.mean > 0.85
+    assert found.best(column) and ("fedavg", PERSONAL) not in found.best(column)
+
+
 def test_methods_with_equally_many_but_other_seeds_share_no_best(out: Path) -> None:
     column = BY_KEY["global_accuracy"]
     assert table_of(out).best(column)

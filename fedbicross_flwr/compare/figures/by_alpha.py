@@ -24,6 +24,8 @@ from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
 SHOWN = (*reversed(ORDER), "same-budget", "ensemble", "central")
+LONGEST_TITLE = 48
+"""Letters that fit above a panel."""
 PANELS = {"global_accuracy": "whole test set", "local_accuracy": "test images mixed like its own"}
 
 
@@ -55,7 +57,8 @@ def draw_by_alpha(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
                 drawn.append((cell, [line for line in several if line.variant in SHOWN]))
             for axes, (key, name) in zip(row, PANELS.items(), strict=True):
                 titles |= _draw(axes, cells, lines, key, theme)
-                axes.set_title(f"{label(group, 30)}: {name}")
+                title = f"{label(group, 30)}: {name}"
+                axes.set_title(title if len(title) <= LONGEST_TITLE else f"{label(group, 30)}:\n{name}")
             row[0].set_ylabel("accuracy in percent")
         known = [name for name in SHOWN if name in titles]
         say_missing_seeds(made, drawn, theme)
