@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedbicross_flwr.artifacts import under
 from fedbicross_flwr.models import state_of
 
 MODEL, OPTIMISER = "model.", "optimiser."
@@ -30,18 +31,15 @@ def load_training_state(
     model: nn.Module, optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]
 ) -> None:
     """Go back to what `training_state` returned; other names in `state` are passed over."""
-    model.load_state_dict(
-        {name.removeprefix(MODEL): value for name, value in state.items() if name.startswith(MODEL)}
-    )
+    model.load_state_dict(under(MODEL, state))
     optimiser.state.clear()
     parameters = parameters_of(optimiser)
-    for name, value in state.items():
-        if name.startswith(OPTIMISER):
-            index, key = name.removeprefix(OPTIMISER).split(".")
-            parameter = parameters[int(index)]
-            # Adam's count of steps is a number, the rest lies in memory as the parameter does.
-            kept = torch.empty_like(parameter).copy_(value) if value.dim() else value.clone()
-            optimiser.state[parameter][key] = kept
+    for name, value in under(OPTIMISER, state).items():
+        index, key = name.split(".")
+        parameter = parameters[int(index)]
+        # Adam's count of steps is a number, the rest lies in memory as the parameter does.
+        kept = torch.empty_like(parameter).copy_(value) if value.dim() else value.clone()
+        optimiser.state[parameter][key] = kept
 
 
 def parameters_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:

@@ -18,7 +18,7 @@ from typing import Final
 from torch import Tensor
 
 import fedbicross_flwr
-from fedbicross_flwr.artifacts import digest, network_of, read_tensors, write_tensors
+from fedbicross_flwr.artifacts import digest, network_of, read_tensors, under, write_tensors
 from fedbicross_flwr.centre.roster import now
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -161,8 +161,8 @@ def handover_of(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> Hand
     config = RunConfig.from_flat(dict(flatten(tomllib.loads(facts["config"]))))
     if config.fingerprint() != facts["fingerprint"]:
         raise FedBiCrossError("its settings mean something else here")
-    replayed = part(tensors, "replay.")
-    shipment = Shipment(part(tensors, "model."), Replay.of(replayed) if replayed else None)
+    replayed = under("replay.", tensors)
+    shipment = Shipment(under("model.", tensors), Replay.of(replayed) if replayed else None)
     (spec, names), client = network_of(facts), int(facts["client"])
     check_shipment(shipment, spec)
     return Handover(
@@ -196,11 +196,6 @@ def tensors_of(shipment: Shipment) -> dict[str, Tensor]:
         **{f"model.{name}": tensor for name, tensor in shipment.model.items()},
         **{f"replay.{name}": tensor for name, tensor in replay.items()},
     }
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors under a prefix, without it."""
-    return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
 
 
 def signed_content(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:

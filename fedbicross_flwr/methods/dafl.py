@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedbicross_flwr.artifacts import under
 from fedbicross_flwr.checkpoint import load_training_state, training_state
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_baselines import DaflConfig
@@ -139,10 +140,7 @@ class DaflTraining:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go back to what `state` returned."""
         load_training_state(self.student, self.sgd, state)
-        generator = {
-            name.removeprefix(GENERATOR): value for name, value in state.items() if name.startswith(GENERATOR)
-        }
-        load_training_state(self.generator, self.adam, generator)
+        load_training_state(self.generator, self.adam, under(GENERATOR, state))
         self.images, self.labels = state["images"], state["labels"]
 
 

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedbicross_flwr.artifacts import under
 from fedbicross_flwr.batch_norm import share_tensors
 from fedbicross_flwr.clustering import Clustering, cluster_clients
 from fedbicross_flwr.cross_cluster import Target
@@ -210,8 +211,7 @@ def replay(
     name = f"optimisation-{round}"
     kept = task.stages.run(name, "cross-cluster optimisation", compute, shaped_by).tensors
     for target in targets:
-        prefix = f"{target.cluster}."
-        target.load({name.removeprefix(prefix): v for name, v in kept.items() if name.startswith(prefix)})
+        target.load(under(f"{target.cluster}.", kept))
     return kept["weights"]
 
 
