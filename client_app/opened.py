@@ -42,7 +42,7 @@ def open_site(site: Site, config: RunConfig) -> Opened:
     task = ClientTask(
         site.client, spec, config, Compute.of(config.runtime), EventLog(store / "progress.jsonl")
     )
-    return Opened(lambda: images, task, SiteStore(store, deployment.classes))
+    return Opened(lambda: images, task, SiteStore(store, deployment.classes, keeps_former=True))
 
 
 def places_of_client(message: Message, context: Context) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import disk_is_full, unusable
 
 _FRAME = "│╭╮╰╯─ "
 _UNAVAILABLE = "Connection to the SuperLink is unavailable"
@@ -70,11 +71,17 @@ def refusal(what: str, said: str) -> FedBiCrossError:
 
 
 def as_command(work: Callable[[], int]) -> None:
-    """Run a command to its exit; a user's mistake is one line and status 2."""
+    """Run a command to its exit; a user's mistake, or a disk that is full, is one line and status 2."""
     try:
         sys.exit(work())
     except FedBiCrossError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # Of a file, or of a disk; any other is no mistake of the user.
+        if error.filename is None and not disk_is_full(error):
+            raise
+        print(f"error: {unusable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

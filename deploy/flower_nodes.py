@@ -17,6 +17,9 @@ from flower_cli import refusal
 from flwr.cli.flower_config import read_superlink_connection
 from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
 from flwr.proto.control_pb2 import ListNodesRequest
+from flwr.supercore.control import ControlHttpClient
+
+from fedbicross_flwr.errors import FedBiCrossError
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,7 @@ def flower_nodes(connection: str) -> dict[str, Node]:
         When the SuperLink does not answer, or refuses.
     """
     try:
-        # It prints which SuperLink it is about to ask.
-        with contextlib.redirect_stdout(io.StringIO()):
-            client = init_http_client_from_connection(read_superlink_connection(connection))
+        client = client_of(connection)
         try:
             with flwr_cli_exc_handler():
                 found = client.ListNodes(ListNodesRequest()).nodes_info
@@ -60,6 +61,25 @@ def flower_nodes(connection: str) -> dict[str, Node]:
     except click.ClickException as error:
         raise refusal("supernode list", error.message) from error
     return {str(node.node_id): Node(node.status, fingerprint(node.public_key)) for node in found}
+
+
+def client_of(connection: str) -> ControlHttpClient:
+    """Return Flower's client for a connection.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the certificate that the connection names cannot be used.
+    """
+    try:
+        # It prints which SuperLink it is about to ask.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return init_http_client_from_connection(read_superlink_connection(connection))
+    except (ValueError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise FedBiCrossError(
+            f"the centre's ca.crt cannot be used ({said}): put it back as make-ca made it"
+        ) from error
 
 
 def fingerprint(key: bytes) -> str:

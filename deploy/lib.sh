@@ -116,6 +116,20 @@ is_loopback() {
     [[ "$1" =~ ^127(\.[0-9]{1,3}){3}$ || "$1" == localhost || "$1" == ::1 || "$1" == '[::1]' ]]
 }
 
+# Files that root makes in another's folder are root's, and their owner could go on with nothing.
+not_as_root_for_another() { # not_as_root_for_another FOLDER
+    local owner
+    [ "$(id -u)" = 0 ] || return 0
+    owner="$(stat -L -c %U "$1" 2> /dev/null || stat -L -f %Su "$1")"
+    [ "$owner" = root ] || die "$1 belongs to $owner, who could not use what root makes in it: sudo -u $owner does this"
+}
+
+covered_by() { # covered_by CERTIFICATE HOST : whether a certificate is for a name or an address
+    local kind=-checkhost
+    [[ "$2" == *:* || "$2" =~ ^[0-9.]+$ ]] && kind=-checkip
+    openssl x509 -in "$1" -noout "$kind" "$2" 2> /dev/null | grep -q "does match"
+}
+
 absolute() {
     case "$1" in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$PWD" "$1" ;; esac
 }
@@ -140,6 +154,7 @@ port_number() {
 flower_environment() { # flower_environment FOLDER
     local python
     python="$(python_path)" || exit
+    not_as_root_for_another "$1"
     make_folder "$1/flwr"
     export FLWR_HOME="$1/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
     export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"

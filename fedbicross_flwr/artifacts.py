@@ -6,6 +6,7 @@ tensors, so that `load_model` is all one needs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.compute import Compute, resolve_device
 from fedbicross_flwr.data.source import class_names_problem, normalise
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.files import refuse_pipe, write_bytes
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state
 from fedbicross_flwr.models.checks import model_problem
 from fedbicross_flwr.training import predict_logits
+
+NOT_THERE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Error numbers that say that there is no such file; with any other one the file may well be whole."""
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -58,14 +62,19 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     ------
     FedBiCrossError
         When the file is absent, is no safetensors file, or its tensors do not have their checksum.
+    MachineError
+        When the file may be whole, and the system does not let it be read.
     """
     try:
         refuse_pipe(path)
+        # Of a file that may not be read, safetensors says that there is none.
+        path.open("rb").close()
         with safetensors.safe_open(path, framework="pt") as file:
             facts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (OSError, safetensors.SafetensorError) as error:
-        raise FedBiCrossError(
+        kept = isinstance(error, OSError) and error.errno not in NOT_THERE
+        raise (MachineError if kept else FedBiCrossError)(
             f"cannot read {path}: {error}; check its name and who may read it, or copy it anew"
         ) from error
     if facts.pop("digest", None) != digest(tensors):

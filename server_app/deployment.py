@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.errors import FedBiCrossError, MachineError, harmless
-from server_app.nodes import ATTEMPTS, Node, Nodes
+from server_app.nodes import ATTEMPTS, PATIENCE, Node, Nodes, is_lost
 from server_app.site_replies import refusal_in, scores_in, site_in, upload_in
 
 POLL = 1.0
@@ -35,11 +35,15 @@ class Deployment:
         Flower's own.
     poll : float
         Seconds between two looks.
+    patience : float
+        Seconds that an answer is waited for once it has begun to come; see `Nodes.pulled`.
     """
 
-    def __init__(self, server: SiteServer, grid: Grid, poll: float = POLL) -> None:
+    def __init__(
+        self, server: SiteServer, grid: Grid, poll: float = POLL, patience: float = PATIENCE
+    ) -> None:
         self.server = server
-        self.nodes = Nodes(grid)
+        self.nodes = Nodes(grid, patience)
         self.poll = poll
         self.owners: dict[int, Node] = {}
         self.problem = ""
@@ -151,6 +155,9 @@ class Deployment:
         if isinstance(message, str):
             self.turn_away(node, message)
             return
+        if is_lost(message):
+            self.take_loss(node, message.error.reason or "no reason given")
+            return
         if message.has_error():
             self.take_failure(node, message.error.reason or "no reason given")
             return
@@ -214,6 +221,15 @@ class Deployment:
             log(INFO, "site %s has uploaded (%s of %s)", name, len(server.uploads), len(self.server.clients))
         # In round 2 it is shipped its model at the next look.
         node.settled = server.outcome is None
+
+    def take_loss(self, node: Node, said: str) -> None:
+        """Note that a node's reply was lost, as with a line that breaks off; the node is asked again."""
+        node.lost += 1
+        reason = f"a reply of node {node.id} was lost, and is asked for again: {said.splitlines()[0][:200]}"
+        if node.lost == 1:
+            self.note(reason)
+        else:
+            log(WARNING, "%s (%s times by now)", harmless(reason), node.lost)
 
     def take_failure(self, node: Node, said: str) -> None:
         """Note that a node's ClientApp failed; it is asked again, but not for ever."""

@@ -7,11 +7,16 @@ the node is never answered; the node has to be asked again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from threading import Thread
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
+
+PATIENCE = 5.0
+"""Seconds that a reply is waited for once it has begun to come; a slower one comes on beside the others."""
 
 MARGIN = 60.0
 """Seconds that a message outlives its window: a reply that is under way when it closes is not an error."""
@@ -55,6 +60,8 @@ class Node:
         Whether nothing is to be asked of it at the moment.
     failures : int
         How often its ClientApp failed.
+    lost : int
+        How often a reply of it was lost on the way.
     told : str
         Why it is not asked, though it could be.
     """
@@ -65,6 +72,7 @@ class Node:
     asked: bool = False
     settled: bool = False
     failures: int = 0
+    lost: int = 0
     told: str = ""
 
 
@@ -76,12 +84,16 @@ class Nodes:
     ----------
     grid : Grid
         Flower's own.
+    patience : float
+        Seconds that a reply is waited for once it has begun to come.
     """
 
     grid: Grid
+    patience: float = PATIENCE
     known: dict[int, Node] = field(default_factory=dict)
     online: set[int] = field(default_factory=set)
     waiting: dict[str, Node] = field(default_factory=dict)
+    pulls: dict[str, Future[list[Message | str]]] = field(default_factory=dict)
 
     def free(self) -> list[Node]:
         """Look who is connected; return the nodes that can be asked for something, by their ids."""
@@ -117,18 +129,44 @@ class Nodes:
         self.grid.push_messages([Message(content, node.id, f"{MessageType.QUERY}.refused", ttl=3600.0)])
 
     def answers(self) -> Iterator[tuple[Node, Message | str]]:
-        """Yield the answers that are there; of a node that is gone there is none, and it is free again.
+        """Yield the answers that are there; one that was lost, with its node or on its way, is an error.
 
         One after the other: Flower drops an answer once it is pulled, so each is dealt with before the next.
-        In the place of one that Flower cannot put together stands what is wrong with it.
+        In the place of one that Flower cannot put together stands what is wrong with it. A node whose answer
+        was lost is free again.
         """
         for message_id in list(self.waiting):
-            try:
-                messages: list[Message | str] = list(self.grid.pull_messages([message_id]))
-            except UNREADABLE as error:
-                messages = [f"its reply cannot be put together ({type(error).__name__})"]
-            for message in messages:
+            for message in self.pulled(message_id):
                 node = self.waiting.pop(message_id)
                 node.asked = any(one is node for one in self.waiting.values())
-                if isinstance(message, str) or not (message.has_error() and message.error.code in GONE):
-                    yield node, message
+                yield node, message
+
+    def pulled(self, message_id: str) -> list[Message | str]:
+        """Return the answer to a message, if it is here.
+
+        Flower hands out an answer whose sender has only begun to send it, and then waits for the rest for up
+        to two hours. A site with a slow line, or one that means harm, would keep all others waiting, and the
+        windows open: after some patience such an answer is left to its thread, and looked for later.
+        """
+        patience = 0.0
+        if message_id not in self.pulls:
+            self.pulls[message_id], patience = Future(), self.patience
+            # A daemon: what is still on its way when the run is over must not keep the process.
+            Thread(target=self.pull, args=(message_id, self.pulls[message_id]), daemon=True).start()
+        if wait([self.pulls[message_id]], patience).not_done:
+            return []
+        return self.pulls.pop(message_id).result()
+
+    def pull(self, message_id: str, answer: Future[list[Message | str]]) -> None:
+        """Pull the answer to a message; a connection that fails is raised where the answer is looked at."""
+        try:
+            answer.set_result(list(self.grid.pull_messages([message_id])))
+        except UNREADABLE as error:
+            answer.set_result([f"its reply cannot be put together ({type(error).__name__})"])
+        except BaseException as error:
+            answer.set_exception(error)
+
+
+def is_lost(message: Message) -> bool:
+    """Return whether a message stands for one that was lost with its node, or on its way."""
+    return bool(message.has_error() and message.error.code in GONE)

@@ -75,6 +75,10 @@ class SiteServer(SiteUploads):
             self.clients.setdefault(entry.client, ClientRecord(entry.client))
             if (upload := self.folder.load_upload(entry.client)) is not None:
                 self.take(*upload)
+            elif self.folder.upload_path(entry.client).exists():
+                self.progress.note(
+                    f"the kept upload of site {entry.site} is damaged or of another version; it is asked for again"
+                )
         if (kept := load_outcome(self.folder)) is not None:
             self.outcome, spans = kept
             self.folder.spans.extend(spans)

@@ -61,7 +61,7 @@ def personalise(
     runtime = dataclasses.replace(config.runtime, device=device or config.runtime.device)
     task = ClientTask(handover.client, handover.spec, config, Compute.of(runtime), progress)
     make_store(folder, "give --store")
-    store = SiteStore(folder, handover.class_names)
+    store = SiteStore(folder, handover.class_names, keeps_former=True)
     fits = store.local(upload_key(images, task)) is not None
     sent = None if fits else store.sent(handover.upload, images.fingerprint)
     check_own(handover, data, folder, fits or sent is not None)

@@ -19,7 +19,7 @@ from typing import Any
 from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.files import expanded, write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
@@ -122,7 +122,13 @@ class RunFolder:
         save_model(self.upload_path(upload.client), spec, upload.state, class_names, **said)
 
     def load_upload(self, client: int) -> tuple[ClientUpload, dict[str, float]] | None:
-        """Return a kept upload; one that is damaged, or that other code made, can be had again: None."""
+        """Return a kept upload; one that is damaged, or that other code made, can be had again: None.
+
+        Raises
+        ------
+        MachineError
+            When the system does not let it be read: what is kept there is not to be lost for that.
+        """
         try:
             state, facts = read_tensors(self.upload_path(client))
             if self.maker is not None and facts.get("made_by") != self.maker:
@@ -131,6 +137,8 @@ class RunFolder:
             subspace = None
             if self.subspace_path(client).exists():
                 subspace = read_tensors(self.subspace_path(client))[0]["subspace"]
+        except MachineError:
+            raise
         except (FedBiCrossError, KeyError, ValueError):
             return None
         return ClientUpload(client, num_samples, state, subspace), said

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedbicross_flwr.artifacts import digest, read_tensors, save_model
 from fedbicross_flwr.config import RunConfig
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.evaluation import METRICS, Scores
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.models import ModelSpec, StateDict
@@ -25,6 +25,8 @@ from fedbicross_flwr.training import LocalModel
 LOCAL = "local.safetensors"
 PERSONAL = "personal.safetensors"
 SCORES = "scores.json"
+FORMER = "former"
+"""The folder in a site's store for the models that another run replaced, each under its key."""
 MOST_IMAGES = 10**9
 """That a site can say it has; a number beyond is a mistake or an attack."""
 
@@ -45,11 +47,15 @@ class SiteStore:
     cache : Path, optional
         A folder that several runs share: f_i and its scores are kept there instead, under their key, and it
         is noted there where the personal models are.
+    keeps_former : bool, default False
+        Whether a model that one of other settings or images replaces is kept in the folder `FORMER`: a site
+        may be using it. A simulation has a folder for each run.
     """
 
     folder: Path
     class_names: tuple[str, ...]
     cache: Path | None = None
+    keeps_former: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, folder: Path, class_names: tuple[str, ...]) -> SiteStore:
@@ -68,15 +74,52 @@ class SiteStore:
             "chosen_epoch": str(model.chosen_epoch),
             "validation_accuracy": json.dumps(list(model.validation_accuracy)),
         }
+        self.keep_former(LOCAL, (), key)
         save_model(self.own(key) / LOCAL, spec, model.state, self.class_names, **facts)
 
     def local(self, key: str) -> LocalModel | None:
-        """Return f_i if it was trained under this key; a damaged file counts as none."""
+        """Return f_i if it was trained under this key, now or before another one; a damaged file is none.
+
+        Raises
+        ------
+        MachineError
+            When the system does not let it be read: it would be trained again for nothing.
+        """
+        for path in (self.own(key) / LOCAL, self.former(key) / LOCAL):
+            try:
+                state, facts = read_tensors(path)
+            except MachineError:
+                raise
+            except FedBiCrossError:
+                continue
+            if facts.get("key") == key:
+                return local_model(state, facts)
+        return None
+
+    def former(self, key: str) -> Path:
+        """Return where a model is kept once one of another key is in its place."""
+        return self.folder / FORMER / short_hash(key)
+
+    def keep_former(self, name: str, beside: tuple[str, ...], key: str) -> None:
+        """Copy a whole model of another key, and what belongs to it, before it is replaced.
+
+        Raises
+        ------
+        FedBiCrossError
+            When there is no room for it, or it may not be read; the model is where it was.
+        """
+        if not self.keeps_former:
+            return
         try:
-            state, facts = read_tensors(self.own(key) / LOCAL)
+            _, facts = read_tensors(self.folder / name)
+        except MachineError:
+            raise
         except FedBiCrossError:
-            return None
-        return local_model(state, facts) if facts.get("key") == key else None
+            return
+        if (old := facts.get("key", "")) != key:
+            for one in (name, *beside):
+                if (self.folder / one).is_file():
+                    write_bytes(self.former(old) / one, (self.folder / one).read_bytes())
 
     def sent(self, upload: str, images: str) -> LocalModel | None:
         """Return f_i if its tensors have this checksum and it was trained on these images.
@@ -112,6 +155,7 @@ class SiteStore:
         In a shared cache it is noted beside f_i (known as `local`) where they are.
         """
         facts = {"key": key, "temperature": repr(temperature)}
+        self.keep_former(PERSONAL, (SCORES,), key)
         save_model(self.folder / PERSONAL, spec, state, self.class_names, **facts)
         write_scores(self.folder / SCORES, scores, key)
         if self.cache:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -288,6 +290,18 @@ def test_a_superlink_that_does_not_run_is_one_line(script: str, argument: str, s
     assert said.endswith("`; is it running on this machine?\n")
 
 
+@pytest.mark.parametrize("content", ["", "no certificate\n"])
+def test_a_damaged_certificate_of_the_authority_is_one_line(content: str, silent_centre: Path) -> None:
+    certificate, connection = silent_centre / "ca.crt", silent_centre / "flwr" / "config.toml"
+    certificate.write_text(content)
+    connection.write_text(
+        connection.read_text().replace("insecure = true", f'root-certificates = "{certificate}"')
+    )
+    code, _, said = run("register-site", silent_centre, "--list", FEDBICROSS_PYTHON=sys.executable)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("error: the centre's ca.crt cannot be used")
+
+
 @pytest.mark.parametrize(
     ("program", "arguments", "told"),
     [
@@ -360,6 +374,52 @@ def test_an_expired_certificate_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "centre" / "ca.crt").write_bytes((other / "ca.crt").read_bytes())
     code, _, said = run("start-superlink", tmp_path / "centre", "--host", "127.0.0.1")
     assert code == 2 and "expired or not signed by" in said and "--renew" in said
+
+
+@pytest.mark.parametrize("host", ["192.0.2.8", "elsewhere.example.org", "2001:db8::1"])
+def test_an_address_that_the_certificate_is_not_for_is_refused_at_the_start(host: str, centre: Path) -> None:
+    code, _, said = run("start-superlink", centre, "--host", host)
+    assert code == 2 and f"is not for {host}" in said and said.count("\n") == 1
+    assert "--renew" in said and not (centre / "flwr").exists()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_an_address_that_the_certificate_is_for_is_no_reason_to_refuse(host: str, centre: Path) -> None:
+    check = f'source "{SCRIPTS}/lib.sh"; covered_by "{centre}/server.crt" "{host}"'
+    assert subprocess.run(["bash", "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize(
+    "script", ["start-superlink", "register-site", "start-run", "stop-run", "start-supernode"]
+)
+def test_root_does_not_work_in_the_folder_of_another_user(script: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "flwr").mkdir(parents=True)
+    for name in ("flwr/config.toml", "north.pub"):
+        (folder / name).touch()
+    for path in (folder, *folder.rglob("*")):
+        shutil.chown(path, "nobody")
+    before = contents(folder)
+    more: dict[str, list[str | Path]] = {
+        "start-superlink": ["--insecure", "--host", "127.0.0.1"],
+        "register-site": ["north", folder / "north.pub"],
+        "start-run": [folder / "north.pub"],
+        "stop-run": ["7"],
+        "start-supernode": [
+            "--superlink",
+            "127.0.0.1:1",
+            "--name",
+            "n",
+            "--data",
+            folder,
+            "--insecure",
+            "--once",
+        ],
+    }
+    code, _, said = run(script, folder, *more[script])
+    assert code == 2 and said.count("\n") == 1 and "belongs to nobody" in said and "sudo -u nobody" in said
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -553,3 +613,22 @@ def test_an_interruption_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as ended:
         as_command(interrupted)
     assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit) as ended:
+        as_command(full)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: No space left on device") and "make room" in said and said.count("\n") == 1
+
+
+def test_an_error_that_is_no_file_s_keeps_its_traceback() -> None:
+    def broken() -> int:
+        raise OSError("of no file")
+
+    with pytest.raises(OSError, match="of no file"):
+        as_command(broken)

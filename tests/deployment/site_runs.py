@@ -95,12 +95,16 @@ def deploy(
     nodes: list[SiteNode],
     script: Callable[[int], None] | None = None,
     report: bool = False,
+    patience: float = 600.0,
 ) -> SitesGrid:
     """Run the ServerApp with these nodes."""
     identify()
     grid = SitesGrid(config, nodes, script)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app_module, "Deployment", lambda run, grid: Deployment(run, grid, poll=0.01))
+        # Sites train while their answers are pulled here: one after the other, however long it takes.
+        patch.setattr(
+            app_module, "Deployment", lambda run, grid: Deployment(run, grid, poll=0.01, patience=patience)
+        )
         if not report:
             no_report(patch)
         app_module.app(grid, Context(RUN_ID, 1, {}, RecordDict(), dict(config.flat())))

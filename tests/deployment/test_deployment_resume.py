@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Message
@@ -14,7 +16,7 @@ from sites_grid import SiteNode, node_for
 from fedbicross_flwr.centre import server as site_server
 from fedbicross_flwr.centre.roster import Roster
 from fedbicross_flwr.centre.server import SiteServer
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.progress import EventLog
 
 Step = tuple[str, int | None]
@@ -129,6 +131,27 @@ def test_an_upload_that_was_damaged_before_the_method_is_asked_for_again(tmp_pat
     path = folder / "uploads" / "client-01.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert not go_on(folder, tmp_path) & {*TRAINING}, "the site has its model still"
+    assert "the kept upload of site south is damaged" in (folder / "progress.jsonl").read_text()
+
+
+def test_an_upload_that_may_not_be_read_is_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(reference()[0], tmp_path / "run")
+    path = folder / "uploads" / "client-01.safetensors"
+    whole, opened = path.read_bytes(), Path.open
+
+    def may_not(name: Path, *arguments: Any, **options: Any) -> Any:
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", may_not)
+    with pytest.raises(MachineError, match=r"client-01.safetensors.*Permission denied"):
+        SiteServer.open_sites(deployed(folder), folder)
+    monkeypatch.undo()
+    assert path.read_bytes() == whole
+    assert states(folder) == states(reference()[0])
 
 
 def test_an_outcome_that_was_damaged_is_learned_again(tmp_path: Path) -> None:
@@ -206,6 +229,23 @@ def test_a_site_that_lost_its_store_trains_again_in_round_2(tmp_path: Path) -> N
 
     deploy(deployed(folder), nodes, script)
     assert outcome(folder, tmp_path) == outcome(*reference())
+
+
+def test_a_model_that_another_run_replaces_is_kept_and_used_again(tmp_path: Path) -> None:
+    make_sites(tmp_path)
+    south = tmp_path / "south" / "store"
+    deploy(deployed(tmp_path / "first"), nodes_of(tmp_path))
+    files = ("local.safetensors", "personal.safetensors", "scores.json")
+    before = {name: (south / name).read_bytes() for name in files}
+    deploy(deployed(tmp_path / "other", client__lr=0.03), nodes_of(tmp_path))
+    assert all((south / name).read_bytes() != before[name] for name in files)
+    assert {path.name: path.read_bytes() for path in south.glob("former/*/*")} == before
+    # The first run's settings once more, in a new folder: what it trained is not trained again.
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        deploy(deployed(tmp_path / "third"), nodes_of(tmp_path))
+    assert not watch.work & {*TRAINING}
+    assert outcome(tmp_path / "third", tmp_path) == outcome(*reference())
 
 
 def test_a_store_that_cannot_be_made_is_refused_before_any_training(tmp_path: Path) -> None:

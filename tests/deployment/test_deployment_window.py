@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ def test_a_node_that_dies_at_work_is_asked_again_when_it_is_back(tmp_path: Path)
     deploy(deployed(tmp_path / "run"), nodes, script)
     assert nodes[1].asked == ["train", "train", "train.personalise"]
     is_reference(tmp_path / "run", tmp_path)
+    assert f"a reply of node {nodes[1].id} was lost" in (tmp_path / "run" / "progress.jsonl").read_text()
+
+
+def test_an_upload_that_comes_slowly_keeps_neither_the_others_nor_the_window_waiting(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    folder = tmp_path / "run"
+    arrived = threading.Event()
+
+    def change(reply: Message) -> Message:
+        arrived.wait(120)
+        return reply
+
+    def script(look: int) -> None:
+        if (folder / "outcome.json").exists():
+            arrived.set()
+
+    # The node with the lowest number, which is pulled first.
+    slow = min(nodes, key=lambda node: node.id)
+    slow.change = change
+    deploy(deployed(folder, deployment__upload_window=8.0), nodes, script, patience=3.0)
+    entries = roster(folder)
+    assert set(states(folder).values()) == {"done"}
+    assert [name for name, entry in entries.items() if entry["late"]] == [slow.config["site-name"]]
+    assert slow.asked == ["train", "train.personalise"]
 
 
 def once_lost(die: Callable[[], None]) -> Callable[[Message], Message | None]:
