@@ -76,9 +76,8 @@ class SiteServer(SiteUploads):
             if (upload := self.folder.load_upload(entry.client)) is not None:
                 self.take(*upload)
             elif self.folder.upload_path(entry.client).exists():
-                self.progress.note(
-                    f"the kept upload of site {entry.site} is damaged or of another version; it is asked for again"
-                )
+                upload_of = f"the kept upload of site {entry.site}"
+                self.progress.note(f"{upload_of} is damaged or of another version; it is asked for again")
         if (kept := load_outcome(self.folder)) is not None:
             self.outcome, spans = kept
             self.folder.spans.extend(spans)

@@ -49,7 +49,7 @@ STRATEGIES_THAT_READ: Final[Mapping[str, frozenset[str]]] = {
 
 def fairness_notes(cell: CellRuns) -> tuple[str, ...]:
     """Return one sentence for each way in which the runs of a cell do not compare."""
-    return (*_settings(cell), *_versions(cell), *_uploads(cell))
+    return (*_settings(cell), *_images(cell), *_versions(cell), *_uploads(cell))
 
 
 def shaping_keys() -> frozenset[str]:
@@ -93,6 +93,22 @@ def _settings(cell: CellRuns) -> list[str]:
             f"{name} and {run.variant.name} seed {run.seed} do not compare: they differ in {listing(shown)}."
             for name, shown in different.items()
         ]
+    return notes
+
+
+def _images(cell: CellRuns) -> list[str]:
+    """Return where the runs of one seed are of other images: a file may change and keep its name."""
+    notes = []
+    first: dict[int, tuple[Run, str]] = {}
+    for run, record in cell.records():
+        if found := record.dataset.fingerprint:
+            other, expected = first.setdefault(run.seed, (run, found))
+            if found != expected:
+                both = f"{other.variant.name} and {run.variant.name}"
+                notes.append(
+                    f"Seed {run.seed}: {both} do not compare: their images are not the same "
+                    f"(fingerprints {expected} and {found})."
+                )
     return notes
 
 

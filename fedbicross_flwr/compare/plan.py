@@ -169,7 +169,13 @@ def cells_of(
                 # FedAvg-1 asks nothing of it; `plan_runs` holds each method against the number of clients.
                 config = RunConfig.from_flat({**base, **settings, "method": "fedavg"})
                 cell = Cell(cell_name(config), settings)
-                if cell.name in found and found[cell.name] != cell:
+                former = found.get(cell.name, cell)
+                if former != cell and skew and {**former.settings, **skew} == cell.settings:
+                    raise FedBiCrossError(
+                        f"--alphas {alphas!r}: two of them are equal to 15 digits, which name their folder; "
+                        "leave one out"
+                    )
+                if former != cell:
                     raise FedBiCrossError(
                         f"two data sets of this comparison are called {cell.name.rpartition('-N')[0]}; "
                         "rename one of the files"

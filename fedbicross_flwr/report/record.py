@@ -20,13 +20,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data set of a run."""
+    """The data set of a run; `fingerprint` is of its content, empty where a run does not tell."""
 
     name: str
     class_names: tuple[str, ...]
     channels: int
     licence: str
     source: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

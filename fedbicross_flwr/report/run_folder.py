@@ -117,6 +117,7 @@ def _dataset(node: Node) -> Dataset:
         channels=node["channels"].integer(low=1),
         licence=node["licence"].text(),
         source=node["source"].text(),
+        fingerprint=told.text() if (told := node.get("fingerprint")) else "",
     )
 
 

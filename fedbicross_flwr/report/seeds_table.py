@@ -55,10 +55,11 @@ class SeedsRow:
 
 @dataclass(frozen=True)
 class SeedsTable:
-    """All methods over the seeds, in the order of the runs' own tables."""
+    """All methods over the seeds, in the order of the runs' own tables; `notes` say which clients lack."""
 
     seeds: tuple[int, ...]
     rows: tuple[SeedsRow, ...]
+    notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """Return the table as Markdown; the best mean of each column is bold, ceilings aside."""
@@ -76,7 +77,7 @@ class SeedsTable:
             f"(n = {len(self.seeds)}: {seeds}). Bold: best mean; a ceiling does not compete."
         )
         table = markdown_table(["Method", *(title for title, *_ in COLUMNS)], body)
-        return f"{table}\n\n{legend}\n"
+        return "\n\n".join([table, legend, *self.notes]) + "\n"
 
     def _best(self, title: str, metric: str) -> set[str]:
         shown = {
@@ -121,7 +122,17 @@ def seeds_table(runs: Sequence[RunRecord]) -> SeedsTable:
         SeedsRow(row.name, row.kind, {title: _spread(tables, row.name, *where) for title, *where in COLUMNS})
         for row in tables[0].rows
     )
-    return SeedsTable(tuple(run.seed for run in runs), rows)
+    return SeedsTable(tuple(run.seed for run in runs), rows, _left_out(runs))
+
+
+def _left_out(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Return a sentence for each seed whose means are over fewer clients."""
+    notes = []
+    for run in runs:
+        if run.failed:
+            clients = " and ".join(f"{one.title} ({one.reason})" for one in run.failed)
+            notes.append(f"Seed {run.seed} is without {clients}: its means are over the others.")
+    return tuple(notes)
 
 
 def _images(run: RunRecord) -> tuple[object, ...]:

@@ -51,6 +51,8 @@ class RunFolder:
     maker : str, optional
         What computes (`made_by`); uploads and stages that another kept here are of no use then. None for a
         reader, and in a deployment, whose uploads stand whatever made them.
+    data : str
+        The data set's fingerprint; empty for a reader.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class RunFolder:
     inputs: str = ""
     cache: Path | None = None
     maker: str | None = None
+    data: str = ""
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
@@ -74,7 +77,7 @@ class RunFolder:
         if cache:
             make_writable(cache, "choose another folder with cache")
         maker = None if config.is_deployment else made_by(config, Compute.of(config.runtime))
-        folder = cls(path, cache=cache, maker=maker)
+        folder = cls(path, cache=cache, maker=maker, data=data_fingerprint)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
         write_bytes(path / CONFIG, to_toml(config).encode())
         return folder

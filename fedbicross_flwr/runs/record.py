@@ -166,6 +166,7 @@ def write_run(
             "channels": info.channels,
             "licence": info.licence,
             "source": info.source,
+            "fingerprint": folder.data,
         },
         "clients": [client_entry(one, federation.client_facts(one.client)) for one in clients],
         **(extra or {}),

@@ -137,6 +137,13 @@ def test_cells_are_all_combinations_and_say_so() -> None:
     }
 
 
+def test_alphas_that_would_have_the_same_folder_are_named() -> None:
+    with pytest.raises(FedBiCrossError, match=r"--alphas '0.3,0.3000000000000001': two of them are equal"):
+        cells_of({}, [], "", "0.3,0.3000000000000001")
+    with pytest.raises(FedBiCrossError, match=r"two data sets of this comparison are called own"):
+        cells_of({}, [{"data.path": "/one/own.npz"}, {"data.path": "/two/own.npz"}], "", "0.3")
+
+
 def test_a_cell_of_one_client_suits_a_method_without_clusters_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

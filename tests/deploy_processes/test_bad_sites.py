@@ -46,3 +46,18 @@ def test_the_reason_is_told_at_the_centre_and_at_the_site(centre: Deployed, name
     until(lambda: reason in centre.made.sites[name].logged(), f"{name} is told {reason!r}", 60.0)
     notes = [json.loads(line)["text"] for line in centre.progress().splitlines()]
     assert any(reason in note for note in notes)
+
+
+def test_an_upload_that_stalls_keeps_neither_the_others_nor_the_end_waiting(tmp_path: Path) -> None:
+    """Flower's own processes: the server is handed the beginning of an upload, and the rest never comes."""
+    names = [*SITES, "stalled"]
+    with deployed(tmp_path / "fed", sites=names, started=[]) as here:
+        here.site("stalled").environment = {"PYTHONPATH": str(TAMPERED), "FEDBICROSS_TEST_SPOIL": "stalled"}
+        here.start_site("stalled")
+        run_id = here.start(names, deployment__upload_window=150.0, deployment__personal_window=60.0)
+        until(lambda: (here.store("stalled") / "local.safetensors").exists(), "it has begun to send")
+        for name in SITES:
+            here.start_site(name)
+        here.finish(run_id)
+        assert here.states() == {**dict.fromkeys(SITES, "done"), "stalled": "missing"}
+        assert here.digests() == simulated()[0]

@@ -82,3 +82,17 @@ def test_the_example_stands_in_the_comparison(compared: Path) -> None:
         *("FedAvg-1 in clusters", "FedAvg-1 in clusters, fine-tuned"),
     ]
     assert all("not run" not in line for line in lines)
+
+
+def test_the_example_has_its_line_in_accuracy_by_alpha(compared: Path) -> None:
+    asked = "from fedbicross_flwr.compare.figures.by_alpha import SHOWN; print(*SHOWN)"
+    home = compared.parent
+    said = subprocess.run(
+        [sys.executable, "-c", asked],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(home)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout.split()[0] == "clustered-fedavg"

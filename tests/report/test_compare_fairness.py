@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from comparison_builder import build_comparison, set_accuracies, set_config
+from run_builder import edit
 
 from fedbicross_flwr.compare.checks import STRATEGIES_THAT_READ, fairness_notes, reads, shaping_keys
 from fedbicross_flwr.compare.collect import collect
@@ -51,6 +52,19 @@ def out(alike: Path, tmp_path: Path) -> Path:
 def notes(out: Path) -> tuple[str, ...]:
     (cell,) = collect(out).cells
     return fairness_notes(cell)
+
+
+def test_runs_of_other_images_of_the_same_name_do_not_compare(out: Path) -> None:
+    """A file that was replaced between two calls: its runs have the same settings."""
+    for variant, fingerprint in (("fedavg", "aa11"), ("central", "bb22"), ("flower:FedAvg", "aa11")):
+        edit(
+            out / CELL / variant / "seed-0" / "run.json",
+            lambda content, found=fingerprint: content["dataset"].update(fingerprint=found),
+        )
+    assert notes(out) == (
+        "Seed 0: fedavg and central do not compare: their images are not the same "
+        "(fingerprints aa11 and bb22).",
+    )
 
 
 def change(out: Path, variant: str, **settings: Any) -> None:

@@ -155,6 +155,19 @@ def test_a_mean_of_fewer_seeds_is_named(
     assert all(title.y0 >= axes.title.get_window_extent().y1 for axes in made.axes)
 
 
+@pytest.mark.parametrize(
+    "draw", [draw_by_alpha, draw_clusterings, draw_cluster_count, draw_cost, draw_traffic]
+)
+def test_a_run_that_lost_a_client_is_named(
+    draw: Callable[[Comparison], Figure], out: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(out, tmp_path / "out")
+    run = tmp_path / "out" / "phantom-N5-alpha0.1" / "fedbicross" / "seed-1" / "run.json"
+    edit(run, lambda content: content["clients"][2].update(status="failed", reason="too few images"))
+    made = draw(collect(tmp_path / "out"))
+    assert made.get_suptitle() == "Without some clients: seed 1 of phantom-N5-alpha0.1 (client 2)"
+
+
 def test_cost_shows_both_models_and_no_time_below_the_least(comparison: Comparison) -> None:
     made = draw_cost(comparison)
     seconds, traffic = made.axes[:2]
@@ -333,8 +346,11 @@ def test_images_are_dealt_from_all_clusters_in_turn() -> None:
     assert canvas[0, second + 2 + GAP, 3] == 0, "a class with one image leaves its second place transparent"
 
 
-def test_images_need_a_run_that_kept_some_and_long_names_fit(tmp_path: Path) -> None:
-    names = tuple(f"actinic keratoses and intraepithelial carcinoma {index}" for index in range(7))
+@pytest.mark.parametrize(
+    "stem", ["actinic keratoses and intraepithelial carcinoma", "i" * 60, "W" * 60, "tubular adenocarcinoma"]
+)
+def test_images_need_a_run_that_kept_some_and_long_names_fit(stem: str, tmp_path: Path) -> None:
+    names = tuple(f"{stem} {index}" for index in range(7))
     build_comparison(tmp_path, variants=("fedavg", "dense"), seeds=(0,), classes=names)
     (cell,) = collect(tmp_path).cells
     with Image.open(io.BytesIO(png(draw_images(cell), LIGHT))) as picture:

@@ -44,6 +44,16 @@ def test_markdown_states_the_seeds_and_marks_no_ceiling(make_run: MakeRun) -> No
     assert text.count("**") == 2 * len(COLUMNS)
 
 
+def test_a_seed_that_lost_a_client_is_told(make_run: MakeRun) -> None:
+    whole = folders(make_run, (0, 1))
+    short = make_run("seed-2", seed=2, failed=(1,))
+    text = seeds_table([load_run(folder) for folder in (*whole, short)]).markdown()
+    assert text.endswith(
+        "\n\nSeed 2 is without client 1 (no reply within 600 s): its means are over the others.\n"
+    )
+    assert "is without" not in seeds_table([load_run(folder) for folder in whole]).markdown()
+
+
 def test_one_seed_has_no_deviation(make_run: MakeRun) -> None:
     text = seeds_table([load_run(make_run())]).markdown()
     assert "n = 1: 0" in text

@@ -20,10 +20,13 @@ from fedbicross_flwr.compare.figures.looks import (
     say_missing_seeds,
 )
 from fedbicross_flwr.compare.lines import Line, final_line, lines_of
+from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
 
-SHOWN = (*reversed(ORDER), "same-budget", "ensemble", "central")
+OWN = tuple(name for name, one in VARIANTS.items() if one.group == "one-shot" and name not in ORDER)
+"""Methods that came to those of the paper."""
+SHOWN = (*OWN, *reversed(ORDER), "same-budget", "ensemble", "central")
 LONGEST_TITLE = 48
 """Letters that fit above a panel."""
 PANELS = {"global_accuracy": "whole test set", "local_accuracy": "test images mixed like its own"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
@@ -21,9 +24,12 @@ IMAGES_A_ROW = 24
 MOST_OF_A_CLASS = 4
 GAP = 2
 CLASS_GAP = 8
-TOP, LINE, SLANTED, BETWEEN, BOTTOM = 0.12, 0.14, 1.0, 0.1, 0.1
-"""Inches above names of classes, for a line of level ones, for slanted ones; between rows; below the last."""
+TOP, LINE, RIGHT, BETWEEN, BOTTOM = 0.12, 0.14, 0.15, 0.1, 0.1
+"""Inches above names of classes, for a line of them; beside and between rows; below the last."""
 NAME_SIZE = 8
+ANGLE = 35
+"""Degrees that names are slanted by where they would run into each other."""
+SLANTED_LETTERS = 24
 
 
 def draw_images(cell: CellRuns, theme: Theme = LIGHT) -> Figure:
@@ -48,11 +54,10 @@ def draw_images(cell: CellRuns, theme: Theme = LIGHT) -> Figure:
     with context(theme):
         left = text_inches([label(title) for title in found]) + 0.25
         sheets = [strip(images, len(names), each) for images in found.values()]
-        width = WIDTH - left - 0.15
+        heads = headings(names, WIDTH - left)
+        width = WIDTH - left - heads.right
         heights = [width * sheet.shape[0] / sheet.shape[1] for sheet in sheets]
-        labels = [label(name, 14) for name in names]
-        fits = text_inches(labels, NAME_SIZE) <= 0.95 * width / len(names)
-        above = TOP + LINE * max(name.count("\n") + 1 for name in labels) if fits else SLANTED
+        above = heads.above
         total = above + sum(heights) + BETWEEN * (len(sheets) - 1) + BOTTOM
         made = Figure(figsize=(WIDTH, total))
         top = total - above
@@ -65,19 +70,50 @@ def draw_images(cell: CellRuns, theme: Theme = LIGHT) -> Figure:
             axes.tick_params(labelcolor=theme.ink)
             bare(axes)
             if index == 0:
-                _name_classes(axes, labels, class_centres(sheet.shape[1], len(names)), fits, theme)
+                _name_classes(axes, heads, class_centres(sheet.shape[1], len(names)), theme)
             top -= BETWEEN
     return made
 
 
-def _name_classes(axes: Axes, labels: list[str], places: list[float], fits: bool, theme: Theme) -> None:
-    """Write the classes above the first row: level where they fit, else slanted."""
+@dataclass(frozen=True)
+class Headings:
+    """Names of classes as they stand above the first row, and the inches that they take there and beside."""
+
+    labels: tuple[str, ...]
+    slanted: bool
+    above: float
+    right: float
+
+
+def headings(names: Sequence[str], width: float) -> Headings:
+    """Return the names of classes for so many inches: level where they fit, else slanted, in a line each.
+
+    A slanted name of two lines would lie on its neighbour; the last name needs room beyond its images.
+    """
+    level = tuple(label(name, 14) for name in names)
+    if text_inches(level, NAME_SIZE) <= 0.95 * (width - RIGHT) / len(names):
+        lines = max(name.count("\n") + 1 for name in level)
+        return Headings(level, False, TOP + LINE * lines, RIGHT)
+    shortened = (textwrap.shorten(name, SLANTED_LETTERS, placeholder=" …") for name in names)
+    # A name of one long word is cut within it.
+    labels = tuple(
+        label(short if short != "…" else f"{name.strip()[: SLANTED_LETTERS - 1]}…", SLANTED_LETTERS)
+        for name, short in zip(names, shortened, strict=True)
+    )
+    longest, last = text_inches(labels, NAME_SIZE), text_inches(labels[-1:], NAME_SIZE)
+    angle = math.radians(ANGLE)
+    beyond = last * math.cos(angle) - width / len(names) / 4
+    return Headings(labels, True, TOP + LINE + longest * math.sin(angle), RIGHT + max(beyond, 0.0))
+
+
+def _name_classes(axes: Axes, heads: Headings, places: list[float], theme: Theme) -> None:
+    """Write the classes above the first row."""
     axes.xaxis.tick_top()
-    axes.set_xticks(places, labels)
+    axes.set_xticks(places, heads.labels)
     axes.tick_params(axis="x", labelsize=NAME_SIZE, labelcolor=theme.ink, pad=3)
-    if not fits:
+    if heads.slanted:
         for tick in axes.get_xticklabels():
-            tick.set(rotation=35, ha="left", rotation_mode="anchor")
+            tick.set(rotation=ANGLE, ha="left", rotation_mode="anchor")
 
 
 def first_images(cell: CellRuns, variant: str) -> SyntheticImages | None:

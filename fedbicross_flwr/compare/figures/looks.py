@@ -18,6 +18,7 @@ from fedbicross_flwr.compare.tables import BY_KEY, spread
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.flower_names import FLOWER_NAMES
 from fedbicross_flwr.report.style import DASHES, Theme, label
+from fedbicross_flwr.report.units import listing
 
 ORDER = ("fedbicross", "coboosting", "fedisca", "dense", "dafl", "fedavg")
 CLUSTERINGS = ("fedbicross", *(name for name, one in VARIANTS.items() if one.group == "clustering"))
@@ -86,10 +87,11 @@ def legend_below(made: Figure, handles: Sequence[Line2D], columns: int = 4) -> N
 
 
 def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Line]]], theme: Theme) -> None:
-    """Write above a figure which of its lines are means of fewer seeds than their cell has; else nothing.
+    """Write above a figure which lines are means of fewer seeds than their cell, and which lack clients.
 
-    A line without seeds is not drawn, and is passed over.
+    A line without seeds is not drawn, and is passed over. Where nothing lacks, nothing is written.
     """
+    drawn = [(cell, list(lines)) for cell, lines in drawn]
     # By variant: a method's two points come from the same runs.
     short = {
         (cell.cell.name, line.variant): f"{line.title} ({len(line.seeds)} of {len(cell.seeds)}, "
@@ -98,8 +100,16 @@ def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Lin
         for line in lines
         if 0 < len(line.seeds) < len(cell.seeds)
     }
-    if short:
-        text = textwrap.fill(f"With fewer seeds: {'; '.join(short.values())}", NOTE_WIDTH)
+    without = {
+        f"seed {run.seed} of {cell.cell.name} ({listing([one.title for one in record.failed])})": None
+        for cell, lines in drawn
+        for run, record in cell.records()
+        if record.failed and any(line.variant == run.variant.name for line in lines)
+    }
+    said = [f"With fewer seeds: {'; '.join(short.values())}"] if short else []
+    said += [f"Without some clients: {'; '.join(without)}"] if without else []
+    if said:
+        text = "\n".join(textwrap.fill(one, NOTE_WIDTH) for one in said)
         made.suptitle(text.replace("$", r"\$"), fontsize="small", color=theme.muted)
 
 

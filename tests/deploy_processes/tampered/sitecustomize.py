@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -44,8 +46,19 @@ def enormous(arrays: dict[str, Any]) -> None:
     arrays["fc.weight"] = arrays["fc.weight"] * 1e30
 
 
+def stalled(module: Any) -> None:
+    """Have the SuperNode send the first part of an upload, and then nothing for an hour."""
+    push = module.push_object_contents_from_iterable
+
+    def push_one(contents: Any, *arguments: Any, **options: Any) -> None:
+        parts = list(contents)
+        push(parts[:1], *arguments, **options)
+        time.sleep(3600)
+
+    module.push_object_contents_from_iterable = push_one
+
+
 WAYS = {way.__name__: way for way in (truncated, not_a_number, another_architecture, oversized, enormous)}
-MODULE = "flwr.clientapp.client_app"
 
 
 def spoil(module: ModuleType) -> None:
@@ -66,11 +79,14 @@ def spoil(module: ModuleType) -> None:
 
 
 class Spoiler(MetaPathFinder, Loader):
-    """Loads Flower's module as ever and spoils it."""
+    """Loads one of Flower's modules as ever and spoils it."""
+
+    def __init__(self, name: str, change: Callable[[ModuleType], None]) -> None:
+        self.name, self.change = name, change
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """Take charge of one module."""
-        spec = PathFinder.find_spec(name, path) if name == MODULE else None
+        spec = PathFinder.find_spec(name, path) if name == self.name else None
         if spec is not None and spec.loader is not None:
             self.inner = spec.loader
             spec.loader = self
@@ -83,8 +99,11 @@ class Spoiler(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Load it, then spoil it."""
         self.inner.exec_module(module)
-        spoil(module)
+        self.change(module)
 
 
-if "FEDBICROSS_TEST_SPOIL" in os.environ:
-    sys.meta_path.insert(0, Spoiler())
+way = os.environ.get("FEDBICROSS_TEST_SPOIL")
+if way == stalled.__name__:
+    sys.meta_path.insert(0, Spoiler("flwr.supernode.start_client_internal", stalled))
+elif way is not None:
+    sys.meta_path.insert(0, Spoiler("flwr.clientapp.client_app", spoil))
