@@ -28,6 +28,7 @@ from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.models import blocks_of
 from fedbicross_flwr.recomputation import recomputed
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows, SourceGradients
+from fedbicross_flwr.training import sgd
 
 FEW_SOURCES = 3
 """In a mixture, up to so many sources have a backward pass each, which is cheaper for few but grows with K.
@@ -119,9 +120,7 @@ class Target:
         self.recomputed = blocks_of(model) if config.activations == "recomputed" else []
         self.compute = compute
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.SGD(
-            self.parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.optimiser = sgd(self.parameters, config)
         self.layers = batch_norms(model)
         self.learned = config.weights == "learned"
         self.together = config.normalisation == "mixture"

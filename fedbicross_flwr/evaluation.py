@@ -21,10 +21,32 @@ from fedbicross_flwr.training import LabelledImages, predict_logits
 PROTOCOLS = ("global", "local")
 METRICS = ("samples", "accuracy", "balanced_accuracy", "auc", "ece")
 
+ROUNDING = 1e-6
+"""By which a mean of fractions may be above one."""
+MOST_IMAGES = 10**9
+"""That anybody can say to have; a number beyond is a mistake or an attack."""
+
 Scores = dict[str, float]
 """One value a metric of `METRICS`; ``auc`` is nan where no class has both positives and negatives."""
 
 Probabilities = NDArray[np.float64]
+
+
+def score_problem(values: Mapping[str, float]) -> str:
+    """Return which metric has a value that it cannot have, as ``"ece is 1.5"``; nothing for sound scores.
+
+    An AUC alone may be undefined (nan).
+    """
+    if set(values) != {*METRICS}:
+        return f"metrics are {', '.join(sorted(values)) or 'none'}, not {', '.join(METRICS)}"
+    for metric, value in values.items():
+        if metric == "samples":
+            fits = 1 <= value <= MOST_IMAGES and value == int(value)
+        else:
+            fits = 0.0 <= value <= 1.0 + ROUNDING or (metric == "auc" and math.isnan(value))
+        if not fits:
+            return f"{metric} is {value}"
+    return ""
 
 
 def score(labels: NDArray[np.int64], probabilities: Probabilities) -> Scores:

@@ -23,7 +23,7 @@ from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
 from fedbicross_flwr.inversion_loss import answer
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.training import batches, crop_and_flip
+from fedbicross_flwr.training import SgdSettings, batches, crop_and_flip, sgd
 
 ADAM_BETAS = (0.5, 0.999)
 POOL = "pool."
@@ -38,7 +38,7 @@ Lesson = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``rows of the pool -> (images, teacher's scores)``: what the student is shown in one step."""
 
 
-class PoolSettings(Protocol):
+class PoolSettings(SgdSettings, Protocol):
     """The settings that `DenseConfig` and `CoBoostingConfig` have in common."""
 
     @property
@@ -53,12 +53,6 @@ class PoolSettings(Protocol):
     def generator_lr(self) -> float: ...
     @property
     def temperature(self) -> float: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
     @property
     def pool(self) -> int: ...
 
@@ -134,9 +128,7 @@ class PoolTraining:
         self.settings = settings
         self.compute = compute
         self.pool = Pool(settings.pool * settings.batch_size)
-        self.optimiser = torch.optim.SGD(
-            student.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimiser = sgd(student.parameters(), settings)
 
     @property
     def images(self) -> Tensor:

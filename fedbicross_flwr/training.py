@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,24 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "step": lambda done: 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01,
 }
 """Factor of the learning rate by the fraction of the work that is done, 0 <= done < 1."""
+
+
+class SgdSettings(Protocol):
+    """What the sections of the configuration that train a network have in common."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def sgd(parameters: Iterable[nn.Parameter], settings: SgdSettings) -> torch.optim.SGD:
+    """Return the optimiser of every network that is trained here: SGD with momentum and weight decay."""
+    return torch.optim.SGD(
+        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
 
 
 @dataclass(frozen=True)
@@ -241,9 +260,7 @@ def fit(
     FedBiCrossError
         When the loss or the answers are no longer finite, as a learning rate far too large makes them.
     """
-    optimiser = torch.optim.SGD(
-        model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimiser = sgd(model.parameters(), recipe)
     factor = SCHEDULES[recipe.schedule]
     apart = SourceStatistics(batch_norms(model))
     for epoch in range(recipe.epochs) if epochs is None else epochs:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar, cast
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.evaluation import METRICS
+from fedbicross_flwr.evaluation import METRICS, MOST_IMAGES, score_problem
 from fedbicross_flwr.models import StateDict
 from fedbicross_flwr.rows import rows_of
-from fedbicross_flwr.site.store import MOST_IMAGES, RowScores
+from fedbicross_flwr.site.store import RowScores
 
 Result = TypeVar("Result")
 OVERSIZE = 1.25
@@ -150,17 +150,6 @@ def read_scores(message: Message, method: str) -> RowScores:
             raise FedBiCrossError(f"the scores name {key[:80]!r}, which no site can score")
         scores.setdefault(row, {}).setdefault(protocol, {})[metric] = float(cast(Any, value))
     for row, protocols in scores.items():
-        check_scores(row, protocols[PROTOCOL])
+        if problem := score_problem(protocols[PROTOCOL]):
+            raise FedBiCrossError(f"of the scores of {row}, {problem}")
     return scores
-
-
-def check_scores(row: str, scores: dict[str, float]) -> None:
-    """Hold one row's scores against what they can be: an AUC alone may be undefined."""
-    for metric in METRICS:
-        value = scores[metric]
-        if metric == "samples":
-            fits = 1 <= value <= MOST_IMAGES and value == int(value)
-        else:
-            fits = 0.0 <= value <= 1.0 or (metric == "auc" and math.isnan(value))
-        if not fits:
-            raise FedBiCrossError(f"the scores say that {metric} of {row} is {value}")

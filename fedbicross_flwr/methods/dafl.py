@@ -47,7 +47,7 @@ from fedbicross_flwr.methods.epochs import train_in_parts
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import SCHEDULES
+from fedbicross_flwr.training import SCHEDULES, sgd
 
 EPSILON = 0.8
 """Of the generator's second and third BatchNorm layer: in the released code it stands where eps does."""
@@ -99,9 +99,7 @@ class DaflTraining:
         shape = (config.latent, task.spec.channels, config.output, "uniform", weights, config.generator_width)
         self.generator = task.compute.place(Generator(*shape, eps=EPSILON))
         self.adam = torch.optim.Adam(self.generator.parameters(), config.generator_lr)
-        self.sgd = torch.optim.SGD(
-            self.student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.sgd = sgd(self.student.parameters(), config)
 
     def epoch(self, number: int) -> None:
         """Train generator and student side by side."""

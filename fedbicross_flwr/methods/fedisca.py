@@ -50,7 +50,7 @@ from fedbicross_flwr.methods.protocol import (
 from fedbicross_flwr.methods.student import start_student, student_outcome
 from fedbicross_flwr.noise_adaptation import load, teacher_scores
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import SCHEDULES
+from fedbicross_flwr.training import SCHEDULES, sgd
 
 
 def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:
@@ -132,9 +132,7 @@ class Student:
         self.compute = compute
         self.temperature = settings.temperature
         self.parameters = list(model.parameters())
-        self.optimiser = torch.optim.SGD(
-            self.parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimiser = sgd(self.parameters, settings)
 
     def step(self, images: Tensor, teacher: Tensor, adapted: Tensor, share: float, lr: float) -> None:
         """Take one SGD step on a batch of images.

@@ -32,6 +32,8 @@ from fedbicross_flwr.runs.facts import RunFacts, facts_of
 NONE = "none"
 TENSORBOARD_FOLDER, MLFLOW_FOLDER = "tensorboard", "mlruns"
 EXPERIMENT, MLFLOW_RUN = "fedbicross", "mlflow.json"
+MLFLOW_URI = "MLFLOW_TRACKING_URI"
+"""The environment variable with the address of MLflow's server."""
 CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")
 MOST_PARAMETERS, MOST_METRICS = 100, 1000
 """What MLflow takes in one call."""
@@ -52,11 +54,14 @@ class Tracker:
     write : callable
         Takes the run's folder, its name in the tracker, and its facts; called again for the same run, it
         replaces what it wrote.
+    unsafe_server : callable
+        Returns the machine to which the run would go in the clear; nothing where it stays here or has TLS.
     """
 
     module: str
     package: str
     write: Callable[[Path, str, RunFacts], None]
+    unsafe_server: Callable[[], str] = lambda: ""
 
 
 def check_tracker(runtime: RuntimeConfig) -> None:
@@ -75,12 +80,18 @@ def check_tracker(runtime: RuntimeConfig) -> None:
             f"runtime.tracker = {runtime.tracker!r} needs a package that is not installed here: "
             f"pip install {tracker.package}, or set runtime.tracker to {NONE}"
         )
-    server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "") if runtime.tracker == "mlflow" else "")
-    if server.scheme == "http" and not is_loopback(server.hostname or ""):
+    if server := tracker.unsafe_server():
         raise FedBiCrossError(
-            f"MLFLOW_TRACKING_URI names {server.hostname} without TLS, so scores and synthetic images would "
-            f"go in the clear; give it an https address, or set runtime.tracker to {NONE}"
+            f"{MLFLOW_URI} names {server} without TLS, so scores and synthetic images would go in the clear; "
+            f"give it an https address, or set runtime.tracker to {NONE}"
         )
+
+
+def mlflow_without_tls() -> str:
+    """Return the other machine that MLflow's server runs on, if it is spoken to in the clear."""
+    server = urlsplit(os.environ.get(MLFLOW_URI, ""))
+    host = server.hostname or ""
+    return host if server.scheme == "http" and not is_loopback(host) else ""
 
 
 def is_loopback(host: str) -> bool:
@@ -158,7 +169,7 @@ def write_mlflow(folder: Path, name: str, facts: RunFacts) -> None:
     # By name: the package brings no types, and is absent from most machines.
     mlflow, entities = importlib.import_module("mlflow"), importlib.import_module("mlflow.entities")
     local = (folder.resolve().parent / MLFLOW_FOLDER).as_uri()
-    client = mlflow.MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or local)
+    client = mlflow.MlflowClient(tracking_uri=os.environ.get(MLFLOW_URI) or local)
     experiment = experiment_of(client)
     if (former := former_run(folder)) is not None:
         # Another server, or the same one cleaned up, does not know it: then there is nothing to replace.
@@ -205,6 +216,6 @@ def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 TRACKERS: Mapping[str, Tracker] = {
     "tensorboard": Tracker("tensorboard", "tensorboard", write_tensorboard),
-    "mlflow": Tracker("mlflow", "mlflow-skinny", write_mlflow),
+    "mlflow": Tracker("mlflow", "mlflow-skinny", write_mlflow, mlflow_without_tls),
 }
 """All trackers by the value of ``runtime.tracker``."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedbicross_flwr.artifacts import digest, read_tensors, save_model
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
-from fedbicross_flwr.evaluation import METRICS, Scores
+from fedbicross_flwr.evaluation import Scores, score_problem
 from fedbicross_flwr.files import write_bytes
 from fedbicross_flwr.models import ModelSpec, StateDict
 from fedbicross_flwr.runs.code_version import shared_folder
@@ -27,8 +27,6 @@ PERSONAL = "personal.safetensors"
 SCORES = "scores.json"
 FORMER = "former"
 """The folder in a site's store for the models that another run replaced, each under its key."""
-MOST_IMAGES = 10**9
-"""That a site can say it has; a number beyond is a mistake or an attack."""
 
 RowScores = dict[str, dict[str, Scores]]
 """Row key -> protocol -> metrics."""
@@ -220,15 +218,7 @@ def read_scores(path: Path, key: str) -> RowScores | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         scores: RowScores = content["scores"]
-        whole = all(map(are_scores, (one for row in scores.values() for one in row.values())))
-        return scores if whole and content["key"] == key else None
+        damaged = any(score_problem(one) for row in scores.values() for one in row.values())
+        return scores if not damaged and content["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def are_scores(values: Mapping[str, float]) -> bool:
-    """Return whether every metric has a value that it can have; one that cannot be told is nan."""
-    return set(values) == {*METRICS} and not any(
-        value < 0 or value > (MOST_IMAGES if metric == "samples" else 1 + 1e-6)
-        for metric, value in values.items()
-    )

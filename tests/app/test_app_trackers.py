@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from fedbicross_flwr.runs.trackers import (
     MLFLOW_FOLDER,
     TENSORBOARD_FOLDER,
     TRACKERS,
-    Tracker,
     check_tracker,
     track,
 )
@@ -52,7 +52,11 @@ def facts() -> RunFacts:
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str, module: str, write: Callable[..., None]) -> None:
     """Let a tracker need another module, or write elsewhere."""
-    monkeypatch.setattr(trackers, "TRACKERS", {**TRACKERS, name: Tracker(module, name, write)})
+    monkeypatch.setattr(
+        trackers,
+        "TRACKERS",
+        {**TRACKERS, name: replace(TRACKERS[name], module=module, package=name, write=write)},
+    )
 
 
 def test_every_choice_of_the_setting_has_its_tracker() -> None:

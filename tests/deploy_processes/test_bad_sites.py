@@ -58,6 +58,12 @@ def test_an_upload_that_stalls_keeps_neither_the_others_nor_the_end_waiting(tmp_
         until(lambda: (here.store("stalled") / "local.safetensors").exists(), "it has begun to send")
         for name in SITES:
             here.start_site(name)
+        # Flower waits for the rest of an upload for 180 s.
+        until(
+            lambda: all(here.entry(name)["state"] == "uploaded" for name in SITES),
+            "the others' uploads are taken meanwhile",
+            140.0,
+        )
         here.finish(run_id)
         assert here.states() == {**dict.fromkeys(SITES, "done"), "stalled": "missing"}
         assert here.digests() == simulated()[0]
