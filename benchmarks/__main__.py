@@ -39,7 +39,8 @@ def main(
     precision: Annotated[str, typer.Option(help="Our arithmetic: auto, float32 or bfloat16.")] = "auto",
 ) -> None:
     """Time every stage beside the plain reference, in turn, on this machine."""
-    compute = Compute.of(RuntimeConfig(device=device, precision=precision))
+    runtime = RuntimeConfig(device=device, precision=precision)
+    compute = Compute.of(runtime)
     measured = Sizes.named(sizes, compute.device.type)
     bench, console = Bench.here(measured, compute), Console(width=110)
     stages = {**STAGES, "cell": whole_cell}
@@ -65,12 +66,12 @@ def main(
         content["memory"] = {}
         for shape, one in shapes(measured).items():
             for reading in readings(compute.device.type):
-                found = {side: peak_memory(side, one, reading) for side in SIDES}
+                found = {side: peak_memory(side, one, reading, runtime) for side in SIDES}
                 content["memory"].setdefault(shape, {})[reading] = found
                 console.print(memory_line(f"{shape}, {reading}", found), highlight=False)
     if "growth" in wanted:
         shape, one = f"N = {measured.members}, K = 1", together(measured)
-        content["memory_by_iterate"] = {side: growth(side, one) for side in SIDES}
+        content["memory_by_iterate"] = {side: growth(side, one, runtime) for side in SIDES}
         console.print(growth_line(shape, content["memory_by_iterate"]), highlight=False)
     if out:
         write_bytes(out, (json.dumps(content, indent=1) + "\n").encode())

@@ -62,7 +62,7 @@ def readings(device: str) -> list[str]:
     return [*READINGS] if device == "cpu" else [IN_USE]
 
 
-def peak_memory(side: str, sizes: Sizes, reading: str) -> int:
+def peak_memory(side: str, sizes: Sizes, reading: str, runtime: RuntimeConfig) -> int:
     """Return the bytes that stages 1 and 2 add at their peak, as a process of its own finds them.
 
     Parameters
@@ -71,17 +71,20 @@ def peak_memory(side: str, sizes: Sizes, reading: str) -> int:
         A name in `SIDES`.
     reading : str
         A name in `READINGS`.
+    runtime : RuntimeConfig
+        Device and arithmetic.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", side, json.dumps(dataclasses.asdict(sizes))]
+    words = [side, json.dumps(dataclasses.asdict(sizes)), json.dumps(dataclasses.asdict(runtime))]
+    command = [sys.executable, "-m", "benchmarks.memory", *words]
     environment = {**os.environ, **READINGS[reading]}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return int(done.stdout.splitlines()[-1])
 
 
-def growth(side: str, sizes: Sizes) -> float:
+def growth(side: str, sizes: Sizes, runtime: RuntimeConfig) -> float:
     """Return the bytes by which a side's peak grows with each iterate beyond those of `sizes`."""
     longer = dataclasses.replace(sizes, iterations=MORE_ITERATIONS)
-    peaks = [peak_memory(side, one, IN_USE) for one in (sizes, longer)]
+    peaks = [peak_memory(side, one, IN_USE, runtime) for one in (sizes, longer)]
     return (peaks[1] - peaks[0]) / (longer.iterations - sizes.iterations)
 
 
@@ -97,9 +100,9 @@ def occupied(compute: Compute) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
-def measure(side: str, sizes: Sizes) -> int:
+def measure(side: str, sizes: Sizes, runtime: RuntimeConfig) -> int:
     """Run stages 1 and 2 here; return the bytes that they added."""
-    bench = Bench.here(sizes, Compute.of(RuntimeConfig()))
+    bench = Bench.here(sizes, Compute.of(runtime))
     # What each side is given is there before: models, and uploads of them.
     models = bench.models(sizes.clients)
     states = [in_turn(state_of(model), client, sizes) for client, model in enumerate(models)]
@@ -119,4 +122,5 @@ def measure(side: str, sizes: Sizes) -> int:
 
 
 if __name__ == "__main__":
-    print(measure(sys.argv[1], Sizes(**json.loads(sys.argv[2]))))
+    side, sizes, runtime = sys.argv[1], *map(json.loads, sys.argv[2:])
+    print(measure(side, Sizes(**sizes), RuntimeConfig(**runtime)))

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import ssl
 from dataclasses import dataclass
 
 import click
@@ -71,11 +72,12 @@ def client_of(connection: str) -> ControlHttpClient:
     FedBiCrossError
         When the certificate that the connection names cannot be used.
     """
+    known = read_superlink_connection(connection)
     try:
         # It prints which SuperLink it is about to ask.
         with contextlib.redirect_stdout(io.StringIO()):
-            return init_http_client_from_connection(read_superlink_connection(connection))
-    except (ValueError, OSError) as error:
+            return init_http_client_from_connection(known)
+    except (ValueError, ssl.SSLError) as error:
         said = " ".join(str(error).split())
         raise FedBiCrossError(
             f"the centre's ca.crt cannot be used ({said}): put it back as make-ca made it"

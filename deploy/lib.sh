@@ -66,6 +66,7 @@ make_folder() {
 # Files are made here and then renamed to where they belong, so that nothing is ever there by half.
 make_work_folder() { # make_work_folder FOLDER : sets $work, a folder in FOLDER that goes when the script ends
     make_folder "$1"
+    not_as_root_for_another "$1"
     work="$(mktemp -d "$1/.new.XXXXXX" 2> /dev/null)" || cannot_write_in "$1"
     trap 'rm -rf "$work"' EXIT
 }
@@ -121,6 +122,7 @@ not_as_root_for_another() { # not_as_root_for_another FOLDER
     local owner
     [ "$(id -u)" = 0 ] || return 0
     owner="$(stat -L -c %U "$1" 2> /dev/null || stat -L -f %Su "$1")"
+    [ "$owner" != UNKNOWN ] || owner="#$(stat -L -c %u "$1")" # as sudo has it
     [ "$owner" = root ] || die "$1 belongs to $owner, who could not use what root makes in it: sudo -u $owner does this"
 }
 

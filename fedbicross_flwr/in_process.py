@@ -54,6 +54,15 @@ def run_in_process(config: RunConfig, folder: Path, after_client: Callable[[], N
 def run_alone(config: RunConfig, folder: Path, after_client: Callable[[], None]) -> Path:
     """Run in a folder that nobody else works in."""
     server = Server.open(config, folder, "in-process")
+    try:
+        return all_rounds(server, after_client)
+    except FedBiCrossError as error:
+        server.progress.fail(str(error))
+        raise
+
+
+def all_rounds(server: Server, after_client: Callable[[], None]) -> Path:
+    """Do what is left of a run."""
     start = time.perf_counter()
     waiting = [one for one in range(server.data.partition.num_clients) if one not in server.uploads]
 

@@ -18,6 +18,8 @@ from typing import Final, Protocol
 from fedbicross_flwr.files import is_text
 from fedbicross_flwr.settings import LARGEST
 
+TRAINING: Final = "training"
+"""The stage of round 1, which each client reports its own part of."""
 LATEST: Final = 250_000_000_000
 """In seconds since the epoch; a date ends a little later, with the year 9999."""
 

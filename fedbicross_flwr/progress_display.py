@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedbicross_flwr.progress import Event, new_events, read_events
+from fedbicross_flwr.progress import TRAINING, Event, new_events, read_events
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, a stage is reported at most this often, and when it is finished."""
@@ -24,14 +24,18 @@ class ProgressDisplay:
     path : Path
         The log; what it holds when the display is made belongs to an earlier call and is not shown.
     clients : int
-        Clients of the run: a stage of the clients is finished when all of them are.
+        Clients of the run: a stage of the clients is finished when all of them are, or the server goes on
+        without the others.
+    waiting : int, optional
+        Those whose upload is not there yet; all, if it is not said.
     console : Console
         Where to draw.
     """
 
-    def __init__(self, path: Path, clients: int, console: Console) -> None:
+    def __init__(self, path: Path, clients: int, console: Console, waiting: int | None = None) -> None:
         self.console = console
         self.clients = clients
+        self.waiting = clients if waiting is None else waiting
         self.error = ""
         self.stages: dict[str, Stage] = {}
         self.events: Iterator[Event | None] = read_events(path)
@@ -71,14 +75,22 @@ class ProgressDisplay:
         else:
             stage = self.stages.get(event.stage) or self.begin(event)
             stage.update(event)
-            if self.console.is_terminal:
-                self.bars.update(stage.task, completed=stage.fraction)
-            elif (line := stage.line()) is not None:
-                self.console.print(line, markup=False, highlight=False)
+            self.draw(stage)
+
+    def draw(self, stage: Stage) -> None:
+        """Show how far a stage is."""
+        if self.console.is_terminal:
+            self.bars.update(stage.task, completed=stage.fraction)
+        elif (line := stage.line()) is not None:
+            self.console.print(line, markup=False, highlight=False)
 
     def begin(self, event: Event) -> Stage:
-        """Begin to show a stage."""
-        parties = 1 if event.client is None else self.clients
+        """Begin to show a stage; when the server begins one, those of the clients are over."""
+        parties = 1 if event.client is None else self.waiting if event.stage == TRAINING else self.clients
+        for other in self.stages.values():
+            if event.client is None and not other.over and None not in other.shares:
+                other.over = True
+                self.draw(other)
         stage = Stage(event.stage, parties, event.time, self.bars.add_task(event.stage, total=1.0))
         self.stages[event.stage] = stage
         return stage
@@ -93,26 +105,28 @@ class Stage:
         self.started = started
         self.task = task
         self.shares: dict[int | None, float] = {}
+        self.over = False
         self._said = started
+        self._told = False
 
     @property
     def fraction(self) -> float:
         """Return the finished share, 0..1."""
-        return sum(self.shares.values()) / self.parties
+        return 1.0 if self.over else min(sum(self.shares.values()) / max(self.parties, 1), 1.0)
 
     def update(self, event: Event) -> None:
         """Take an event in."""
         self.shares[event.client] = event.done / event.total
+        self.over = self.over or self.fraction >= 1.0 - 1e-9
 
     def line(self) -> str | None:
         """Return a plain line, if it is time for one."""
         now = time.time()
-        finished = self.fraction >= 1.0 - 1e-9
-        if not finished and now - self._said < PLAIN_SECONDS:
+        if self._told or (not self.over and now - self._said < PLAIN_SECONDS):
             return None
-        self._said = now
+        self._said, self._told = now, self.over
         spent = now - self.started
-        if finished:
+        if self.over:
             return f"{self.name}: done in {spent:.0f} s"
         left = spent / max(self.fraction, 1e-6) - spent
         return f"{self.name}: {self.fraction:.0%}, about {left:.0f} s left"

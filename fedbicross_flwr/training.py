@@ -16,7 +16,7 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import ClientConfig, RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
-from fedbicross_flwr.progress import Progress
+from fedbicross_flwr.progress import TRAINING, Progress
 from fedbicross_flwr.seeds import derive_seed, torch_generator
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -183,7 +183,7 @@ def fit_client(
         accuracies.append(accuracy(model, validation, compute))
         if config.client.checkpoint == "best":
             best.offer(accuracies[-1], len(accuracies), model)
-        task.progress.advance("training", epoch, recipe.epochs, client=task.client)
+        task.progress.advance(TRAINING, epoch, recipe.epochs, client=task.client)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         supervised = F.cross_entropy(logits, training.labels[rows])

@@ -17,9 +17,11 @@ from flwr.serverapp import Grid
 
 from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.errors import FedBiCrossError, MachineError, harmless
-from server_app.nodes import ATTEMPTS, PATIENCE, Node, Nodes, is_lost
+from server_app.nodes import ATTEMPTS, BROKEN_OFF, PATIENCE, Node, Nodes, is_lost
 from server_app.site_replies import refusal_in, scores_in, site_in, upload_in
 
+LAST_LOOK = 3
+"""The last look of a window is that many times as patient as others."""
 POLL = 1.0
 """Seconds between two looks at who is connected and what has come."""
 
@@ -76,7 +78,12 @@ class Deployment:
             for node, message in self.nodes.answers():
                 self.take(node, message)
             self.server.roster.count(self.nodes.busy())
-            if is_over() or time.monotonic() > end:
+            if is_over():
+                return
+            if time.monotonic() > end:
+                # What has begun to come in time may be here in a moment.
+                for node, message in self.nodes.answers(LAST_LOOK * self.nodes.patience):
+                    self.take(node, message)
                 return
             time.sleep(min(self.poll, max(end - time.monotonic(), 0.0)))
 
@@ -223,13 +230,27 @@ class Deployment:
         node.settled = server.outcome is None
 
     def take_loss(self, node: Node, said: str) -> None:
-        """Note that a node's reply was lost, as with a line that breaks off; the node is asked again."""
+        """Note that a reply broke off on its way; it is asked for again, as one lost with its node."""
+        who = self.name_of(node)
+        if BROKEN_OFF not in said:  # gone, or the question was too old
+            log(INFO, "%s is asked again: %s", who, harmless(said))
+            return
         node.lost += 1
-        reason = f"a reply of node {node.id} was lost, and is asked for again: {said.splitlines()[0][:200]}"
+        reason = f"what {who} sent broke off on its way, and is asked for again"
         if node.lost == 1:
             self.note(reason)
         else:
-            log(WARNING, "%s (%s times by now)", harmless(reason), node.lost)
+            log(WARNING, "%s (%s times by now)", reason, node.lost)
+
+    def name_of(self, node: Node) -> str:
+        """Return what a node is called: its site's name, as it said or as it is registered, or its number."""
+        if node.client is not None:
+            return f"site {self.server.site(node.client).site}"
+        try:
+            name = self.server.registry.site_of(node.id)
+        except FedBiCrossError:  # put out a moment ago
+            name = ""
+        return f"site {name}" if name else f"node {node.id}"
 
     def take_failure(self, node: Node, said: str) -> None:
         """Note that a node's ClientApp failed; it is asked again, but not for ever."""

@@ -6,6 +6,7 @@ the node is never answered; the node has to be asked again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 PATIENCE = 5.0
-"""Seconds that a reply is waited for once it has begun to come; a slower one comes on beside the others."""
+"""Seconds at a look for replies that have begun to come; slower ones come on beside the others."""
 
 MARGIN = 60.0
 """Seconds that a message outlives its window: a reply that is under way when it closes is not an error."""
@@ -28,6 +29,8 @@ GONE = (3, 4, 5)
 """Flower's error codes of a message or reply that was lost with its node (MESSAGE_UNAVAILABLE,
 REPLY_MESSAGE_UNAVAILABLE, NODE_UNAVAILABLE): the node is asked again when it is back."""
 
+BROKEN_OFF = "objects are unavailable"
+"""What Flower says in the place of a reply whose sender stopped in the middle of it."""
 
 UNREADABLE = (
     ValueError,
@@ -61,7 +64,7 @@ class Node:
     failures : int
         How often its ClientApp failed.
     lost : int
-        How often a reply of it was lost on the way.
+        How often a reply of it broke off on the way.
     told : str
         Why it is not asked, though it could be.
     """
@@ -85,7 +88,7 @@ class Nodes:
     grid : Grid
         Flower's own.
     patience : float
-        Seconds that a reply is waited for once it has begun to come.
+        Seconds at a look for replies that have begun to come.
     """
 
     grid: Grid
@@ -104,7 +107,7 @@ class Nodes:
             if node.activated != info.last_activated_at:
                 # It was away. What it was doing may be lost, and what it refused for may be mended.
                 node.activated, node.asked, node.settled = info.last_activated_at, False, False
-                node.failures, node.told = 0, ""
+                node.failures, node.told, node.lost = 0, "", 0
         return [self.known[one] for one in sorted(self.online) if self.is_free(self.known[one])]
 
     def is_free(self, node: Node) -> bool:
@@ -128,32 +131,37 @@ class Nodes:
         content = RecordDict({"config": ConfigRecord({"reason": reason})})
         self.grid.push_messages([Message(content, node.id, f"{MessageType.QUERY}.refused", ttl=3600.0)])
 
-    def answers(self) -> Iterator[tuple[Node, Message | str]]:
+    def answers(self, patience: float | None = None) -> Iterator[tuple[Node, Message | str]]:
         """Yield the answers that are there; one that was lost, with its node or on its way, is an error.
 
         One after the other: Flower drops an answer once it is pulled, so each is dealt with before the next.
         In the place of one that Flower cannot put together stands what is wrong with it. A node whose answer
         was lost is free again.
+
+        Parameters
+        ----------
+        patience : float, optional
+            Another one than usual.
         """
+        deadline = time.monotonic() + (self.patience if patience is None else patience)
         for message_id in list(self.waiting):
-            for message in self.pulled(message_id):
+            for message in self.pulled(message_id, deadline):
                 node = self.waiting.pop(message_id)
                 node.asked = any(one is node for one in self.waiting.values())
                 yield node, message
 
-    def pulled(self, message_id: str) -> list[Message | str]:
-        """Return the answer to a message, if it is here.
+    def pulled(self, message_id: str, deadline: float) -> list[Message | str]:
+        """Return the answer to a message, if it is here before a time of the monotonic clock.
 
         Flower hands out an answer whose sender has only begun to send it, and then waits for the rest for up
         to two hours. A site with a slow line, or one that means harm, would keep all others waiting, and the
-        windows open: after some patience such an answer is left to its thread, and looked for later.
+        windows open: then such an answer is left to its thread, and looked for again.
         """
-        patience = 0.0
         if message_id not in self.pulls:
-            self.pulls[message_id], patience = Future(), self.patience
-            # A daemon: what is still on its way when the run is over must not keep the process.
+            self.pulls[message_id] = Future()
+            # A daemon, as the process ends with the run; what Flower waits for ends with its connection.
             Thread(target=self.pull, args=(message_id, self.pulls[message_id]), daemon=True).start()
-        if wait([self.pulls[message_id]], patience).not_done:
+        if wait([self.pulls[message_id]], max(deadline - time.monotonic(), 0.0)).not_done:
             return []
         return self.pulls.pop(message_id).result()
 

@@ -10,8 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from fedbicross_flwr.artifacts import digest, read_tensors, write_tensors
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.artifacts import NOT_THERE, digest, read_tensors, write_tensors
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
+from fedbicross_flwr.files import unusable
 from fedbicross_flwr.methods import ServerOutcome
 from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.shipment import Replay
@@ -38,7 +39,13 @@ def save_outcome(folder: RunFolder, outcome: ServerOutcome) -> None:
 
 
 def load_outcome(folder: RunFolder) -> tuple[ServerOutcome, Spans] | None:
-    """Return what `save_outcome` kept, or None where a part of it is missing or damaged."""
+    """Return what `save_outcome` kept, or None where a part of it is missing or damaged.
+
+    Raises
+    ------
+    MachineError
+        When the system does not let a part be read: hours of work are not to be done again for that.
+    """
     try:
         content = json.loads((folder.path / OUTCOME).read_text(encoding="utf-8"))
         models = []
@@ -56,5 +63,11 @@ def load_outcome(folder: RunFolder) -> tuple[ServerOutcome, Spans] | None:
         assignment = {int(client): int(cluster) for client, cluster in content["assignment"].items()}
         spans = [(str(kind), float(start), float(seconds)) for kind, start, seconds in content["spans"]]
         return ServerOutcome(tuple(models), assignment, replay=replay), spans
-    except (FedBiCrossError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except MachineError:
+        raise
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise MachineError(unusable(error)) from error
+        return None
+    except (FedBiCrossError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -14,6 +14,7 @@ from typing import Final
 from fedbicross_flwr.compare.variants import CENTRAL, Variant
 from fedbicross_flwr.config import RunConfig, with_absolute_paths
 from fedbicross_flwr.errors import FedBiCrossError, near_names
+from fedbicross_flwr.files import expanded
 from fedbicross_flwr.launch import find_app
 from fedbicross_flwr.settings import Scalar, parse_override, read_toml
 
@@ -186,7 +187,8 @@ def cells_of(
 
 def cell_name(config: RunConfig) -> str:
     """Return the name of a federation setting: data set, clients, alpha."""
-    path = Path(config.data.path).absolute()  # "." has no name
+    # As the run's own settings will have it: without links, and "." has no name.
+    path = expanded(Path(config.data.path)).resolve()
     own = path.name if path.is_dir() else path.stem
     data = own if config.data.path else config.data.name
     return f"{data}-N{config.partition.clients}-alpha{config.partition.alpha:.15g}"

@@ -96,9 +96,14 @@ def record_files(run: Run) -> dict[str, bytes]:
 
 
 def path_free_record(said: Mapping[str, Any], settings: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Return the content of ``run.json`` without a path: own data go by the name of their file or folder."""
+    """Return the content of ``run.json`` without a path: own data go by the name of their file or folder.
+
+    Nor with a fingerprint of theirs, by which somebody who has the file could tell that it was used.
+    """
     places = {key: Path(str(settings[key])) for key in (*PATHS, DATA) if settings.get(key)}
     dataset = {**said["dataset"], "source": last_name(said["dataset"]["source"])}
+    if settings.get(DATA):
+        dataset.pop("fingerprint", None)
     clients = [{**client, "reason": path_free(client["reason"], places)} for client in said["clients"]]
     return {**said, "dataset": dataset, "clients": clients}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbicross_flwr.progress import Event, new_events, read_events
+from fedbicross_flwr.progress import TRAINING, Event, new_events, read_events
 
 LOG = "progress.jsonl"
-TRAINING = "training"
 PERSONAL = frozenset({"personalisation", "fine-tuning"})
 NO_WORK = frozenset({"note", "error"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -232,15 +233,32 @@ def opened(file: Path) -> Iterator[Image.Image]:
 
 
 def check_image(file: Path) -> str:
-    """Return the image's Pillow mode after checking its size and depth from the header."""
+    """Return the image's Pillow mode after checking size and depth, and that it can be read to its end."""
     with opened(file) as image:
-        size, mode = image.size, image.mode
+        size, mode, deep = image.size, image.mode, depth_problem(image)
+        if size == (IMAGE_SIZE, IMAGE_SIZE) and not deep:
+            image.load()
     if size != (IMAGE_SIZE, IMAGE_SIZE):
         raise FedBiCrossError(
             f"{file}: is {size[0]}x{size[1]} pixels; resize the images to {IMAGE_SIZE}x{IMAGE_SIZE}"
         )
-    if mode not in GRAY_MODES and mode not in COLOUR_MODES:
+    if deep:
         raise FedBiCrossError(
-            f"{file}: has pixels of mode {mode}; save it with 8 bits a channel, grayscale or RGB"
+            f"{file}: has pixels of mode {deep}; save it with 8 bits a channel, grayscale or RGB"
         )
     return mode
+
+
+def depth_problem(image: Image.Image) -> str:
+    """Return the mode of an image that is not one of 8 bits a channel; nothing for one that is.
+
+    Of 16-bit colour Pillow keeps the upper half of each value and calls it 8-bit: only how it would decode
+    the file tells. Call it before the pixels are loaded.
+    """
+    if image.mode not in GRAY_MODES and image.mode not in COLOUR_MODES:
+        return image.mode
+    if image.format == "BMP":  # 16 bits a pixel there are five or six a channel
+        return ""
+    # After the raw mode, such as RGB;16B of a PNG, in the codec's arguments.
+    raw = re.search(r"\w+;16\w*", str(getattr(image, "tile", "")))
+    return raw.group() if raw else ""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean, stdev
 
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_readers import reads
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.render import markdown_table
@@ -137,12 +138,16 @@ def _left_out(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
 def _images(run: RunRecord) -> tuple[object, ...]:
     """Return what the images of all seeds have in common; a phantom's are others with each seed."""
-    return run.dataset.name, run.dataset.class_names, run.dataset.channels
+    content = "" if run.config.get("data.name") == "phantom" else run.dataset.fingerprint
+    return run.dataset.name, run.dataset.class_names, run.dataset.channels, content
 
 
 def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: ResultsTable) -> None:
     passing = {key for key, declared, _ in walk(RunConfig()) if not declared.metadata["shapes_result"]}
+    method = str(first.config.get("method", RunConfig().method))
     for key in sorted({*first.config, *other.config} - passing - {"seed"}):
+        if key != "method" and not reads(method, key):
+            continue
         if not key.startswith("runtime.") and first.config.get(key) != other.config.get(key):
             raise FedBiCrossError(
                 f"{first.folder} and {other.folder} differ in {key} ({first.config.get(key)} and "

@@ -135,7 +135,14 @@ def _notes(run: RunRecord, results: Results) -> tuple[str, ...]:
     if run.failed:
         ids = listing([str(client.client) for client in run.failed])
         notes.append(f"Left out, since they failed: client{'s' if len(run.failed) > 1 else ''} {ids}.")
+    most = _most_clients(results)
     for protocol in results.protocols:
+        scored = max(len(row.scores[protocol]) for row in results.rows)
+        if scored < most:
+            notes.append(
+                f"Under the {protocol} protocol means are over {count(scored, 'client')}: the others have no "
+                "such test image."
+            )
         covered = {frozenset(row.scores[protocol]) for row in results.rows}
         if len(covered) > 1:
             notes.append(

@@ -192,7 +192,7 @@ more the columns differ, the harder it is to learn together.
 <figure>{{ picture("synthetic", "Synthetic images of every cluster and class") }}
 {%- if "synthetic" in light %}
 <figcaption>The server holds no patient image. It makes its own, until the models that it received
-recognise a class in each. These are the results; the models it sends back learn from no other images.
+recognise a class in each. These are the last of them; the models it sends back learn from such images alone.
 They need not look like real images. {{ synthetic_text }}</figcaption>
 {%- endif %}</figure>
 {%- if shown_parts["inversion"] %}

@@ -213,7 +213,10 @@ def facts(run: RunRecord) -> tuple[tuple[str, str], ...]:
         found.append(("Clusters K", str(run.clustering.clusters)))
     found.append(("Seed", str(run.seed)))
     if "total" in run.seconds:
-        found.append(("Total time", duration(run.seconds["total"])))
+        # Of an interrupted run, or of one that found stages of another, the last call alone is told.
+        total = run.seconds["total"]
+        whole = total + 1.0 >= sum(run.seconds.values()) - total
+        found.append(("Total time" if whole else "Time of the last call", duration(total)))
     return tuple(found)
 
 

@@ -52,7 +52,7 @@ class RunFolder:
         What computes (`made_by`); uploads and stages that another kept here are of no use then. None for a
         reader, and in a deployment, whose uploads stand whatever made them.
     data : str
-        The data set's fingerprint; empty for a reader.
+        The data set's fingerprint; empty for a reader, and in a deployment.
     """
 
     path: Path
@@ -77,9 +77,12 @@ class RunFolder:
         if cache:
             make_writable(cache, "choose another folder with cache")
         maker = None if config.is_deployment else made_by(config, Compute.of(config.runtime))
-        folder = cls(path, cache=cache, maker=maker, data=data_fingerprint)
+        data = "" if config.is_deployment else data_fingerprint
+        folder = cls(path, cache=cache, maker=maker, data=data)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
-        write_bytes(path / CONFIG, to_toml(config).encode())
+        if config.is_deployment or not folder.finished:
+            # What a finished simulation was made with stays written, and windows of a deployment may change.
+            write_bytes(path / CONFIG, to_toml(config).encode())
         return folder
 
     @property
@@ -149,13 +152,21 @@ class RunFolder:
     def run(
         self, name: str, kind: str, compute: Callable[[], StageResult], shaped_by: str = ""
     ) -> StageResult:
-        """Return a stage's result, from the folder if it was finished before (see `methods.Stages`)."""
+        """Return a stage's result, from the folder if it was finished before (see `methods.Stages`).
+
+        Raises
+        ------
+        MachineError
+            When the system does not let it be read.
+        """
         path = self.path / STAGES / f"{name}.safetensors"
         inputs = self.inputs if self.maker is None else f"{self.maker}|{self.inputs}"
         if self.cache and shaped_by:
             path, inputs = self.cache / STAGES / f"{shaped_by}.safetensors", shaped_by
         try:
             tensors, facts = read_tensors(path)
+        except MachineError:
+            raise
         except FedBiCrossError:
             tensors, facts = {}, {}
         if facts.get("inputs") == inputs:

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbicross_flwr.data.folder import (
-    COLOUR_MODES,
     GRAY_MODES,
     SUFFIXES,
+    depth_problem,
     entries,
     is_folder,
     is_image,
@@ -148,12 +148,13 @@ class FolderLook:
         """Return the digest of an image's pixels, or None when it cannot be used."""
         try:
             with opened(file) as image:
+                deep = depth_problem(image)
                 image.load()
                 self.found.sizes[f"{image.width}x{image.height}"] += 1
                 if image.size != (IMAGE_SIZE, IMAGE_SIZE):
                     self.misfits.append(f"{self.name(file)} ({image.width}x{image.height})")
-                elif image.mode not in (*GRAY_MODES, *COLOUR_MODES):
-                    self.deep.append(f"{self.name(file)} (mode {image.mode})")
+                elif deep:
+                    self.deep.append(f"{self.name(file)} (mode {deep})")
                 else:
                     pixels = np.asarray(image.convert("RGB"))
                     self.modes["gray" if image.mode in GRAY_MODES else "colour"] += 1

@@ -120,16 +120,18 @@ class SiteStore:
                     write_bytes(self.former(old) / one, (self.folder / one).read_bytes())
 
     def sent(self, upload: str, images: str) -> LocalModel | None:
-        """Return f_i if its tensors have this checksum and it was trained on these images.
+        """Return f_i if its tensors have this checksum and it was trained on these images, now or before.
 
         Its key also tells the arithmetic, which is another one where a hand-over is used on another device.
         """
-        try:
-            state, facts = read_tensors(self.folder / LOCAL)
-        except FedBiCrossError:
-            return None
-        same = digest(state) == upload and facts.get("images") == images
-        return local_model(state, facts) if same else None
+        for path in (self.folder / LOCAL, *sorted(self.folder.glob(f"{FORMER}/*/{LOCAL}"))):
+            try:
+                state, facts = read_tensors(path)
+            except FedBiCrossError:
+                continue
+            if digest(state) == upload and facts.get("images") == images:
+                return local_model(state, facts)
+        return None
 
     def save_controls(self, scores: RowScores, local: str, key: str) -> None:
         """Keep the scores of f_i, and of f_i trained on: they do not depend on what the server does."""
@@ -166,11 +168,12 @@ class SiteStore:
         What another run of a shared cache did under this key is copied.
         """
         scores = personal_in(self.folder, key)
-        if scores is None and (other := self.noted_folder(local, key)) and personal_in(other, key):
+        if scores is None and (other := self.noted_folder(local, key)):
             # That run may be removed at this very moment; what was copied is what is looked at.
-            with suppress(OSError):
-                for name in (PERSONAL, SCORES):
-                    write_bytes(self.folder / name, (other / name).read_bytes())
+            with suppress(OSError, MachineError):
+                if personal_in(other, key):
+                    for name in (PERSONAL, SCORES):
+                        write_bytes(self.folder / name, (other / name).read_bytes())
             scores = personal_in(self.folder, key)
         return scores
 
@@ -195,9 +198,17 @@ def local_model(state: StateDict, facts: Mapping[str, str]) -> LocalModel:
 
 
 def personal_in(folder: Path, key: str) -> RowScores | None:
-    """Return the scores of the personal model in a folder, if both are there under this key and whole."""
+    """Return the scores of the personal model in a folder, if both are there under this key and whole.
+
+    Raises
+    ------
+    MachineError
+        When the system does not let the model be read: another could not be put in its place either.
+    """
     try:
         _, facts = read_tensors(folder / PERSONAL)
+    except MachineError:
+        raise
     except FedBiCrossError:
         return None
     return read_scores(folder / SCORES, key) if facts.get("key") == key else None

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from small_runs import TINY, Answer, checksums, read_json, reference, save_site, tiny, without_report
 
 from fedbicross_flwr import cli, server
 from fedbicross_flwr import simulate as simulate_module
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.runs import opening as run_opening
 
 Command = Callable[..., Answer]
@@ -349,11 +351,21 @@ def test_a_finished_run_is_not_run_again(
     command: Command, earlier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulate_module, "run_it", lambda *arguments: pytest.fail("it was run again"))
-    before = {name: digest for name, digest in checksums(earlier).items() if name != "config.toml"}
-    answer = command(out=earlier)
-    assert answer.status == 0 and "is finished; nothing was run" in answer.output.replace("\n", " ")
-    after = {name: digest for name, digest in checksums(earlier).items() if name != "config.toml"}
-    assert after == before
+    before = checksums(earlier)
+    # FedBiCross does not read the setting; the file says what the run was made with.
+    for changed in ({}, {"dense.epochs": 7}):
+        answer = command(out=earlier, settings=changed)
+        assert answer.status == 0 and "is finished; nothing was run" in answer.output.replace("\n", " ")
+        assert {**checksums(earlier), "identity.json": ""} == {**before, "identity.json": ""}
+
+
+def test_a_numbered_accelerator_is_refused_where_ray_hands_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate_module, "run_it", lambda *arguments: pytest.fail("it was run"))
+    monkeypatch.setattr(simulate_module, "resolve_device", lambda name: torch.device("xpu", 1))
+    with pytest.raises(FedBiCrossError, match=r"runtime\.device = 'cpu' names one of several .*--in-process"):
+        simulate_module.simulate_run(tiny(), tmp_path / "run", False, Console())
 
 
 def test_a_folder_with_something_else_in_it_is_refused(command: Command, tmp_path: Path) -> None:

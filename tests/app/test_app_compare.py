@@ -160,6 +160,16 @@ def test_a_cell_of_one_client_suits_a_method_without_clusters_and_no_other(
     assert cell.name == f"{tmp_path.name}-N5-alpha0.3"
 
 
+def test_a_cell_is_named_after_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    """As the runs' own settings have it: by these a run is known to be of its cell."""
+    (tmp_path / "4fa1.npz").touch()
+    (tmp_path / "clinic.npz").symlink_to(tmp_path / "4fa1.npz")
+    (cell,) = cells_of({}, [{"data.path": str(tmp_path / "clinic.npz")}], "", "")
+    (run,) = plan_runs({}, [cell], variants_named("fedavg"), 1, tmp_path / "out")
+    assert run.cell == cell.name == "4fa1-N5-alpha0.3"
+    assert Path(run.config.data.path).stem == "4fa1"
+
+
 def test_when_every_run_fails_the_table_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = planned(tmp_path, "fedavg")
     failing(monkeypatch, "fedavg", FedBiCrossError("no luck"))

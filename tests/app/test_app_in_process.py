@@ -19,6 +19,7 @@ from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.server import Server
+from fedbicross_flwr.status.run_status import read_status
 
 
 def test_side_by_side_gives_the_bits_of_one_after_another(tmp_path: Path) -> None:
@@ -122,6 +123,17 @@ def test_a_full_accelerator_is_named_with_what_to_lower(
     monkeypatch.setattr("fedbicross_flwr.client.train_client", full)
     with pytest.raises(FedBiCrossError, match=r"memory is full .*lower client.batch_size"):
         in_process.run_in_process(tiny(), tmp_path / "clients")
+
+
+def test_why_a_run_failed_is_in_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "run_method", lambda server: fails())
+
+    def fails() -> None:
+        raise FedBiCrossError("the method diverged")
+
+    with pytest.raises(FedBiCrossError, match="the method diverged"):
+        in_process.run_in_process(tiny(), tmp_path / "run")
+    assert read_status(tmp_path / "run").reason == "the method diverged"
 
 
 def test_a_full_disk_is_no_client_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,33 @@ def test_a_stage_of_the_clients_is_done_when_all_of_them_are(tmp_path: Path, clo
     assert text.getvalue() == "training: done in 0 s\n"
 
 
+def test_a_stage_of_fewer_clients_is_done_when_these_are(tmp_path: Path, clock: Clock) -> None:
+    """Of five clients four have uploaded before an interruption."""
+    log = EventLog(tmp_path / "log", interval=0.0)
+    text = io.StringIO()
+    display = ProgressDisplay(tmp_path / "log", 5, Console(file=text, width=60), waiting=1)
+    log.advance("training", 1, 2, client=3)
+    clock.now += 20.0
+    display.poll()
+    log.advance("training", 2, 2, client=3)
+    display.poll()
+    assert text.getvalue().splitlines() == ["training: 50%, about 20 s left", "training: done in 20 s"]
+
+
+def test_what_the_server_goes_on_without_is_over(tmp_path: Path, clock: Clock) -> None:
+    log = EventLog(tmp_path / "log", interval=0.0)
+    display, text = shown(tmp_path / "log", clients=3)
+    log.advance("training", 2, 2, client=0)
+    log.advance("training", 1, 2, client=1)  # and is lost; the third never began
+    display.poll()
+    clock.now += 5.0
+    log.advance("synthesis", 4, 4)
+    display.poll()
+    log.advance("training", 2, 2, client=1)
+    display.poll()
+    assert text.getvalue().splitlines() == ["training: done in 5 s", "synthesis: done in 0 s"]
+
+
 def test_notes_are_shown_as_they_are_and_errors_kept(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(tmp_path / "log")
     display, text = shown(tmp_path / "log")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import cast
 
@@ -110,6 +112,38 @@ def test_image_of_another_size(folder: Path) -> None:
 def test_sixteen_bits(folder: Path) -> None:
     Image.fromarray(np.zeros((28, 28), np.uint16)).save(folder / "train" / "benign" / "1.png")
     _fail(folder, r"1.png: has pixels of mode I.*8 bits")
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """A PNG of 16 bits a channel, as microscopes write them; Pillow itself writes none in colour."""
+    row = b"\0" + (np.arange(28 * channels) % 4096).astype(">u2").tobytes()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 28, 28, 16, colour_type, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(28 * row)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "channels", "mode"), [(2, 3, "RGB;16"), (4, 2, "LA;16"), (6, 4, "RGBA;16")]
+)
+def test_sixteen_bits_in_colour(folder: Path, colour_type: int, channels: int, mode: str) -> None:
+    """Pillow opens them as if they had 8, and keeps the upper half of each value."""
+    (folder / "train" / "benign" / "1.png").write_bytes(deep_png(colour_type, channels))
+    _fail(folder, rf"1.png: has pixels of mode {mode}.*8 bits")
+    found = Findings()
+    look_at_folder(folder, found, None)
+    assert any("without 8 bits" in one and f"1.png (mode {mode}" in one for one in found.problems)
+
+
+def test_an_image_that_is_cut_short_is_found_before_it_is_needed(folder: Path) -> None:
+    file = folder / "test" / "malignant" / "1.png"
+    file.write_bytes(file.read_bytes()[:-400])
+    with pytest.raises(FedBiCrossError, match=r"test/malignant/1.png: cannot be read as an image"):
+        open_site(folder)
 
 
 def test_unreadable_image(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,6 @@ def test_an_upload_that_stalls_keeps_neither_the_others_nor_the_end_waiting(tmp_
         here.finish(run_id)
         assert here.states() == {**dict.fromkeys(SITES, "done"), "stalled": "missing"}
         assert here.digests() == simulated()[0]
+        roster = here.roster()
+        opened, closed = (datetime.fromisoformat(roster[key]) for key in ("opened", "closed"))
+        assert (closed - opened).total_seconds() < 150.0 + 30.0

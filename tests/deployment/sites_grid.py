@@ -109,8 +109,10 @@ class SitesGrid(NoGrid):
         return node.change(reply)
 
 
-def unavailable(message: Message) -> Message:
-    """What Flower's SuperLink says of a node that is gone: it is the sender, not the node."""
+def unavailable(
+    message: Message, code: int = ErrorCode.NODE_UNAVAILABLE, reason: str = "unavailable"
+) -> Message:
+    """What Flower says in the place of a reply that there is none of: it is the sender, not the node."""
     metadata = Metadata(
         run_id=RUN_ID,
         message_id="",
@@ -122,7 +124,7 @@ def unavailable(message: Message) -> Message:
         created_at=0.0,
         ttl=1.0,
     )
-    return make_message(metadata=metadata, error=Error(ErrorCode.NODE_UNAVAILABLE, "unavailable"))
+    return make_message(metadata=metadata, error=Error(code, reason))
 
 
 def identify() -> None:

@@ -23,7 +23,7 @@ from site_runs import (
     states,
     without,
 )
-from sites_grid import node_for
+from sites_grid import node_for, unavailable
 
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.progress import EventLog
@@ -57,7 +57,26 @@ def test_a_node_that_dies_at_work_is_asked_again_when_it_is_back(tmp_path: Path)
     deploy(deployed(tmp_path / "run"), nodes, script)
     assert nodes[1].asked == ["train", "train", "train.personalise"]
     is_reference(tmp_path / "run", tmp_path)
-    assert f"a reply of node {nodes[1].id} was lost" in (tmp_path / "run" / "progress.jsonl").read_text()
+    assert "broke off" not in (tmp_path / "run" / "progress.jsonl").read_text()
+
+
+def test_an_upload_that_broke_off_is_named_and_asked_for_again(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    sent: list[Message] = []
+
+    def change(reply: Message) -> Message:
+        sent.append(reply)
+        if len(sent) > 2:
+            return reply
+        said = "Reply message objects are unavailable. The sender may not have completed the upload."
+        return unavailable(reply, ErrorCode.MESSAGE_UNAVAILABLE, said)
+
+    nodes[1].change = change
+    deploy(deployed(tmp_path / "run"), nodes)
+    assert nodes[1].asked == ["train", "train", "train", "train.personalise"]
+    is_reference(tmp_path / "run", tmp_path)
+    told = f"what node {nodes[1].id} sent broke off on its way, and is asked for again"
+    assert (tmp_path / "run" / "progress.jsonl").read_text().count(told) == 1
 
 
 def test_an_upload_that_comes_slowly_keeps_neither_the_others_nor_the_window_waiting(tmp_path: Path) -> None:
@@ -76,7 +95,7 @@ def test_an_upload_that_comes_slowly_keeps_neither_the_others_nor_the_window_wai
     # The node with the lowest number, which is pulled first.
     slow = min(nodes, key=lambda node: node.id)
     slow.change = change
-    deploy(deployed(folder, deployment__upload_window=8.0), nodes, script, patience=3.0)
+    deploy(deployed(folder, deployment__upload_window=20.0), nodes, script, patience=3.0)
     entries = roster(folder)
     assert set(states(folder).values()) == {"done"}
     assert [name for name, entry in entries.items() if entry["late"]] == [slow.config["site-name"]]

@@ -406,6 +406,21 @@ def test_the_model_that_was_sent_serves_in_another_arithmetic(
         personalise(asked("bfloat16", "0" * 64), own, store, Silent())
 
 
+def test_the_model_that_was_sent_serves_though_another_run_took_its_place(
+    given: Path, keys: Path, tmp_path: Path
+) -> None:
+    own, store = given / "own.npz", tmp_path / "store"
+    handover = read_handover(given / "handover", keys / "signing.pub")
+    personalise(replace(handover, upload=""), own, store, Silent())
+    upload = digest(read_tensors(store / "local.safetensors")[0])
+    (store / "former" / "0123").mkdir(parents=True)
+    (store / "local.safetensors").rename(store / "former" / "0123" / "local.safetensors")
+    runtime = replace(handover.config.runtime, precision="bfloat16")
+    asked = replace(handover, upload=upload, config=replace(handover.config, runtime=runtime))
+    assert personalise(asked, own, store, Silent()).notes == ()
+    assert not (store / "local.safetensors").exists(), "it was not trained again"
+
+
 def test_images_that_do_not_fit_the_federation_are_one_line(
     command: Fedbicross, given: Path, keys: Path, tmp_path: Path
 ) -> None:

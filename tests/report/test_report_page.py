@@ -19,9 +19,25 @@ from fedbicross_flwr.report import load_run, results_table, write_report
 from fedbicross_flwr.report.figures import FIGURES, Rendered
 from fedbicross_flwr.report.page import render_page
 from fedbicross_flwr.report.units import percent
-from fedbicross_flwr.report.view import client_lines, clustering_text, exchange, headlines, synthetic_text
+from fedbicross_flwr.report.view import (
+    client_lines,
+    clustering_text,
+    exchange,
+    facts,
+    headlines,
+    synthetic_text,
+)
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
+
+
+@pytest.mark.parametrize(("total", "title"), [(500.0, "Total time"), (10.0, "Time of the last call")])
+def test_the_time_of_a_run_that_was_interrupted_is_not_called_the_total(
+    run_folder: Path, total: float, title: str
+) -> None:
+    seconds = {"synthesis": 200.0, "upload round": 100.0, "total": total}
+    edit(run_folder / "run.json", lambda content: content.update(seconds=seconds))
+    assert [label for label, _ in facts(load_run(run_folder)) if "ime" in label] == [title]
 
 
 class Page(HTMLParser):

@@ -75,6 +75,25 @@ def test_runs_of_different_settings_are_refused(make_run: MakeRun) -> None:
         seeds_table([load_run(one), load_run(two)])
 
 
+def test_runs_may_differ_in_what_their_method_does_not_read(make_run: MakeRun) -> None:
+    one, two = folders(make_run, (0, 1))
+    with (two / "config.toml").open("a") as config:
+        config.write("\n[dense]\nepochs = 3\n")
+    assert seeds_table([load_run(one), load_run(two)]).seeds == (0, 1)
+
+
+def test_a_file_that_changed_between_the_seeds_is_refused(make_run: MakeRun) -> None:
+    runs = [load_run(one) for one in folders(make_run, (0, 1))]
+    known = [
+        dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, fingerprint=f"f{run.seed}"))
+        for run in runs
+    ]
+    with pytest.raises(FedBiCrossError, match="takes runs on the same data"):
+        seeds_table(known)
+    phantoms = [dataclasses.replace(run, config={**run.config, "data.name": "phantom"}) for run in known]
+    assert seeds_table(phantoms).seeds == (0, 1), "a phantom is another one with each seed"
+
+
 def test_runs_on_other_data_are_refused(make_run: MakeRun) -> None:
     runs = [load_run(one) for one in folders(make_run, (0, 1))]
     changes: tuple[dict[str, Any], ...] = ({"name": "others"}, {"class_names": ("a", "b")}, {"channels": 1})

@@ -111,6 +111,18 @@ def test_a_failed_client_is_left_out_and_named(make_run: MakeRun) -> None:
     assert "Left out, since they failed: client 3." in table.notes
 
 
+def test_a_protocol_that_some_clients_have_no_test_images_for_is_told(run_folder: Path) -> None:
+    def drop(content: dict[str, Any]) -> None:
+        for row in content["rows"]:
+            for client in row["clients"][3:]:
+                del client["local"]
+
+    edit(run_folder / "metrics.json", drop)
+    notes = results_table(load_run(run_folder)).notes
+    assert "Mean over 5 clients; every client counts the same." in notes
+    assert "Under the local protocol means are over 3 clients: the others have no such test image." in notes
+
+
 def test_rows_over_different_clients_are_pointed_out(run_folder: Path) -> None:
     edit(run_folder / "metrics.json", lambda content: content["rows"][-1]["clients"].pop())
     notes = " ".join(results_table(load_run(run_folder)).notes)
