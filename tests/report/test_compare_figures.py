@@ -165,7 +165,7 @@ def test_a_run_that_lost_a_client_is_named(
     run = tmp_path / "out" / "phantom-N5-alpha0.1" / "fedbicross" / "seed-1" / "run.json"
     edit(run, lambda content: content["clients"][2].update(status="failed", reason="too few images"))
     made = draw(collect(tmp_path / "out"))
-    assert made.get_suptitle() == "Without some clients: seed 1 of phantom-N5-alpha0.1 (client 2)"
+    assert made.get_suptitle() == "Without some clients: phantom-N5-alpha0.1 (seed 1)"
 
 
 def test_cost_shows_both_models_and_no_time_below_the_least(comparison: Comparison) -> None:

@@ -100,14 +100,19 @@ def say_missing_seeds(made: Figure, drawn: Iterable[tuple[CellRuns, Iterable[Lin
         for line in lines
         if 0 < len(line.seeds) < len(cell.seeds)
     }
-    without = {
-        f"seed {run.seed} of {cell.cell.name} ({listing([one.title for one in record.failed])})": None
-        for cell, lines in drawn
-        for run, record in cell.records()
-        if record.failed and any(line.variant == run.variant.name for line in lines)
-    }
+    without: dict[str, set[int]] = {}
+    for cell, lines in drawn:
+        variants = {line.variant for line in lines}
+        for run, record in cell.records():
+            if record.failed and run.variant.name in variants:
+                without.setdefault(cell.cell.name, set()).add(run.seed)
     said = [f"With fewer seeds: {'; '.join(short.values())}"] if short else []
-    said += [f"Without some clients: {'; '.join(without)}"] if without else []
+    if without:
+        cells = (
+            f"{name} (seed{'s' if len(seeds) > 1 else ''} {listing([str(seed) for seed in sorted(seeds)])})"
+            for name, seeds in without.items()
+        )
+        said.append(f"Without some clients: {'; '.join(cells)}")
     if said:
         text = "\n".join(textwrap.fill(one, NOTE_WIDTH) for one in said)
         made.suptitle(text.replace("$", r"\$"), fontsize="small", color=theme.muted)
