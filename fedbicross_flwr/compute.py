@@ -144,8 +144,9 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        capability = torch.backends.cpu.get_cpu_capability()
-        return capability == "AVX512" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # What oneDNN calls supported is also what it emulates with AVX-512 alone.
+        native = torch.cpu._is_avx512_bf16_supported()
+        return bool(native and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
 
 

@@ -81,7 +81,7 @@ class FolderSource:
 
 
 def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
-    """Check a folder of images and return it as a source; only the images' headers are read.
+    """Check a folder of images and return it as a source; every image is opened and decoded once.
 
     Classes are the sorted names of the folders in ``train``. Images are grayscale if every file is, else
     all are read as RGB. Files with other endings than `SUFFIXES`, and hidden ones, are passed over.

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.serverapp import strategy as flower_strategies
 from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import Change, LocalGrid, arrays_of, error_reply, run_app
@@ -306,6 +307,36 @@ def test_the_learning_rate_falls_over_all_rounds() -> None:
     )
     expected = state_of(model)
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+
+
+READS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "FedProx": ({"flower__proximal_mu": 0.3}, {"proximal_mu": 0.3}),
+    "FedAvgM": (
+        {"flower__server_lr": 0.7, "flower__server_momentum": 0.4},
+        {"server_learning_rate": 0.7, "server_momentum": 0.4},
+    ),
+    "FedAdam": (
+        {"flower__adam_lr": 0.3, "flower__beta_1": 0.8, "flower__beta_2": 0.95, "flower__tau": 0.01},
+        {"eta": 0.3, "beta_1": 0.8, "beta_2": 0.95, "tau": 0.01},
+    ),
+    "FedAdagrad": ({"flower__adagrad_lr": 0.4, "flower__tau": 0.02}, {"eta": 0.4, "tau": 0.02}),
+    "FedYogi": (
+        {"flower__yogi_lr": 0.5, "flower__beta_1": 0.7, "flower__beta_2": 0.9, "flower__tau": 0.03},
+        {"eta": 0.5, "beta_1": 0.7, "beta_2": 0.9, "tau": 0.03},
+    ),
+    "FedTrimmedAvg": ({"flower__trim": 0.4}, {"beta": 0.4}),
+    "Krum": ({"flower__malicious": 1}, {"num_malicious_nodes": 1}),
+    "QFedAvg": ({"flower__q": 0.6, "client__lr": 0.03}, {"q": 0.6, "client_learning_rate": 0.03}),
+}
+"""Strategy -> settings, and what Flower's own object has of them."""
+
+
+@pytest.mark.parametrize("strategy", FLOWER_STRATEGIES)
+def test_settings_reach_flower_s_own_strategy(strategy: str) -> None:
+    settings, expected = READS.get(strategy, ({}, {}))
+    built = FLOWER_STRATEGIES[strategy].build(small(strategy, **settings))
+    assert isinstance(built, getattr(flower_strategies, strategy))
+    assert {name: getattr(built, name) for name in expected} == expected
 
 
 @given(st.integers(1, 12), st.integers(0, 50))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 from ray_processes import open_to_others, processes_of
 from ray_processes import temporary as temporary
@@ -191,7 +192,7 @@ def test_runs_share_the_cores_and_shape_nothing_by_it(tmp_path: Path) -> None:
     assert [one.config.runtime.server_threads for one in shared] == [8, 2, 1]
     assert {one.config.fingerprint() for one in shared} == {run.config.fingerprint()}
     every = planned(tmp_path, "fedavg", runtime__server_threads=0)[0]
-    cores = len(os.sched_getaffinity(0))
+    cores = joblib.cpu_count()
     assert share_of(every, 2).config.runtime.server_threads == max(cores // 2, 1)
 
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from fedbicross_flwr.cli import app
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.report import load_run
+from fedbicross_flwr.report import load_run, results_table
+from fedbicross_flwr.report.units import percent
 
 
 def run(*arguments: str) -> str:
@@ -32,8 +33,12 @@ def test_summary_names_every_row_and_its_mean() -> None:
     printed = run("summary", str(reference()))
     record = load_run(reference())
     assert record.results is not None
-    for row in record.results.rows:
-        assert row.name in printed
+    for row in results_table(record).rows:
+        (line,) = [
+            line for line in printed.splitlines() if line.startswith((f"| {row.name} |", f"| {row.name} ("))
+        ]
+        mean = row.values["global", "accuracy"].statistic("mean")
+        assert mean is not None and line.split("|")[2].strip(" *") == percent(mean)
 
 
 def test_summary_of_no_run_says_so(tmp_path: Path) -> None:

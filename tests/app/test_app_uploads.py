@@ -17,7 +17,7 @@ from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
 from fedbicross_flwr.shipment import Replay, Shipment
 from fedbicross_flwr.site.store import SiteStore
 from fedbicross_flwr.training import ClientTask, LocalModel
-from fedbicross_flwr.uploads import check_shipment, check_upload
+from fedbicross_flwr.uploads import check_shipment, check_subspace, check_upload
 
 SPEC = ModelSpec("resnet18", 8, 3, 2, "small")
 
@@ -112,6 +112,30 @@ def spoil_uploads(patch: pytest.MonkeyPatch, spoiled: dict[int, Callable[[StateD
         return LocalModel(changed, model.chosen_epoch, model.validation_accuracy)
 
     patch.setattr(in_process, "first_round", spoilt)
+
+
+def basis(*shape: int, value: float = 0.5, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.full(shape, value, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("subspace", "told"),
+    [
+        (None, "it lacks the subspace"),
+        (basis(8, 2352, 2), r"instead of float32 \(8, 2352, 3\)"),
+        (basis(7, 2352, 3), r"instead of float32 \(8, 2352, 3\)"),
+        (basis(8, 2352, 3, dtype=torch.float64), "is torch.float64 .* instead of float32"),
+        (basis(8, 2352, 3, value=0.0), "is empty or holds values that are not finite"),
+        (basis(8, 2352, 3, value=torch.inf), "is empty or holds values that are not finite"),
+    ],
+)
+def test_a_subspace_that_cannot_be_is_refused(subspace: torch.Tensor | None, told: str) -> None:
+    with pytest.raises(FedBiCrossError, match=rf"^upload of client 4 is refused: .*{told}"):
+        check_subspace(4, subspace, SPEC, 3)
+
+
+def test_a_subspace_of_the_right_shape_passes() -> None:
+    check_subspace(4, basis(8, 2352, 3), SPEC, 3)
 
 
 def test_the_run_goes_on_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from fedbicross_flwr.clustering import (
     cluster_clients,
     cosine,
     draw_probes,
+    k_means,
     silhouette,
     tidy,
 )
@@ -249,3 +250,10 @@ def test_pacfl_groups_by_the_subspaces_and_says_when_they_are_missing() -> None:
     assert found.assignment == (0, 1, 1, 0) and found.centroid_similarity.shape == (2, 2)
     with pytest.raises(FedBiCrossError, match=r"subspace.*0 of 4"):
         cluster_clients(models, 1, config, 0, CPU)
+
+
+def test_k_means_starts_where_the_run_s_seed_says() -> None:
+    """Six points that are all equally far apart: every start finds other groups."""
+    config = ClusteringConfig(n_init=1)
+    found = [[k_means(np.eye(6), 3, config, state).tolist() for state in range(5)] for _ in range(2)]
+    assert found[0] == found[1] and len({tuple(one) for one in found[0]}) > 1

@@ -17,13 +17,15 @@ from torch import Tensor
 from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.cross_cluster import Source
 from fedbicross_flwr.ensemble import Ensemble, class_shares, ensemble_scores
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.methods.cluster_starts import STARTS
 from fedbicross_flwr.methods.cluster_synthesis import build_sources, synthesise_all
 from fedbicross_flwr.methods.fedavg import average_states
-from fedbicross_flwr.methods.fedbicross import build_clusters, build_targets, fedbicross
+from fedbicross_flwr.methods.fedbicross import build_clusters, build_targets, fedbicross, made_to_rehearse
 from fedbicross_flwr.methods.protocol import ClientUpload
 from fedbicross_flwr.models import StateDict, build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import teacher_scores
+from fedbicross_flwr.seeds import torch_generator
 
 ASSIGNMENT = (0, 1, 0, 2)
 SIMILARITY = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, -0.4], [0.2, -0.4, 1.0]])
@@ -150,3 +152,50 @@ def test_the_model_of_one_cluster_does_not_depend_on_the_order_of_clients(start:
     first, turned = (fedbicross(sent, server_task(**options)) for sent in (uploads(), uploads()[::-1]))
     assert_close(first.models[0], turned.models[0])
     assert first.assignment == turned.assignment == dict.fromkeys(range(4), 0)
+
+
+def test_labels_can_be_in_proportion_to_what_the_members_answer_to_probes() -> None:
+    told = np.full((4, SPEC.num_classes), 0.1)
+    for client, favourite in enumerate((0, 1, 2, 2)):
+        told[client, favourite] = 1.0 - 0.1 * (SPEC.num_classes - 1)
+    found = Clustering(ASSIGNMENT, np.eye(4), SIMILARITY, None, told)
+    task = server_task(**SETTINGS, inversion__labels="cluster_prior")
+    clusters = build_clusters(uploads(), found, task)
+    for members, made in zip(((0, 2), (1,), (3,)), synthesise_all(0, clusters, found, task), strict=True):
+        counts = torch.bincount(made.labels, minlength=SPEC.num_classes).numpy()
+        assert counts.sum() == 12 and abs(counts - 12 * told[list(members)].mean(0)).max() < 1.0
+
+
+def test_what_clients_rehearse_has_the_answers_of_each_cluster_s_teacher() -> None:
+    task = server_task(**SETTINGS, teacher__scope="federation")
+    clusters = build_clusters(uploads(), clustering(), task)
+    made = synthesise_all(0, clusters, clustering(), task)
+    replay = made_to_rehearse(clusters, made, task)
+    assert torch.equal(replay.images, torch.cat([one.images.half() for one in made]))
+    for index, (cluster, one) in enumerate(zip(clusters, made, strict=True)):
+        rows = slice(12 * index, 12 * (index + 1))
+        answers = ensemble_scores(cluster.teacher, one.images.float(), CPU)
+        assert torch.allclose(replay.scores[rows], answers.float(), atol=1e-5)
+        others = ensemble_scores(cluster.ensemble, one.images.float(), CPU)
+        assert not torch.allclose(answers, others, atol=1e-3), "or it would not matter who answers"
+
+
+def test_cluster_models_that_diverge_are_not_shipped() -> None:
+    task = server_task(**SETTINGS, cross_cluster__lr=1e30)
+    with pytest.raises(FedBiCrossError, match=r"diverged; lower cross_cluster\.lr = 1e\+30"):
+        fedbicross(uploads(), task)
+
+
+def test_clusters_and_rounds_begin_with_noise_of_their_own() -> None:
+    """With steps that move nothing the iterates are the noise that inversion began with."""
+    task = server_task(**{**SETTINGS, "inversion__lr": 1e-9})
+    clusters = build_clusters(uploads(), clustering(), task)
+    first = {
+        (cluster.number, round): one.images.float()
+        for round in (0, 1)
+        for cluster, one in zip(clusters, synthesise_all(round, clusters, clustering(), task), strict=True)
+    }
+    for key, images in first.items():
+        drawn = torch.randn(images.shape, generator=torch_generator(task.config.seed, "inversion", *key))
+        assert torch.allclose(images, drawn, atol=1e-3)
+    assert len({images.sum().item() for images in first.values()}) == 6

@@ -12,6 +12,7 @@ from tiny import CPU, noise, smooth_net
 
 from fedbicross_flwr.compute import (
     Compute,
+    bfloat16_is_fast,
     cpu_threads,
     has_cpp_compiler,
     resolve_device,
@@ -152,3 +153,12 @@ def test_placing_takes_the_channels_last_layout() -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
     weight = CPU.place(smooth_net(channels=3)).get_parameter("body.0.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_cpu_without_bfloat16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OneDNN calls it supported wherever it can emulate it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert not bfloat16_is_fast(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert bfloat16_is_fast(torch.device("cpu"))

@@ -64,8 +64,8 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
         assert files(folder) == {**before, "lock": b""}, "who is refused writes nothing"
         # A former server that is dying is waited for.
-        threading.Timer(0.5, process.kill).start()
         start = time.monotonic()
+        threading.Timer(0.5, process.kill).start()
         with sole_use(folder, 60.0):
             assert time.monotonic() - start > 0.3
 

@@ -42,6 +42,18 @@ class Watch:
         patch.setattr(EventLog, "advance", advance)
 
 
+def may_not_read(patch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let the system refuse a file; the tests may be root's, whom it refuses nothing."""
+    opened = Path.open
+
+    def may_not(name: Path, *arguments: Any, **options: Any) -> Any:
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return opened(name, *arguments, **options)
+
+    patch.setattr(Path, "open", may_not)
+
+
 TRAINING: list[Step] = [("training", client) for client in range(3)]
 
 
@@ -139,14 +151,8 @@ def test_an_upload_that_may_not_be_read_is_kept_and_named(
 ) -> None:
     folder = shutil.copytree(reference()[0], tmp_path / "run")
     path = folder / "uploads" / "client-01.safetensors"
-    whole, opened = path.read_bytes(), Path.open
-
-    def may_not(name: Path, *arguments: Any, **options: Any) -> Any:
-        if name == path:
-            raise PermissionError(errno.EACCES, "Permission denied", str(name))
-        return opened(name, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", may_not)
+    whole = path.read_bytes()
+    may_not_read(monkeypatch, path)
     with pytest.raises(MachineError, match=r"client-01.safetensors.*Permission denied"):
         SiteServer.open_sites(deployed(folder), folder)
     monkeypatch.undo()
@@ -163,6 +169,24 @@ def test_an_outcome_that_was_damaged_is_learned_again(tmp_path: Path) -> None:
     path = folder / "models" / "cluster-1.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     go_on(folder, tmp_path)
+
+
+def test_models_of_another_learning_are_no_part_of_an_outcome(tmp_path: Path) -> None:
+    """As when a server is killed between two files of a method that is run again."""
+    folder = shutil.copytree(reference()[0], tmp_path / "run")
+    assert SiteServer.open_sites(deployed(folder), folder).outcome is not None
+    shutil.copy(folder / "models" / "cluster-0.safetensors", folder / "models" / "cluster-1.safetensors")
+    assert SiteServer.open_sites(deployed(folder), folder).outcome is None
+
+
+@pytest.mark.parametrize("name", ["outcome.json", "models/cluster-0.safetensors", "replay.safetensors"])
+def test_an_outcome_that_may_not_be_read_is_not_learned_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(reference()[0], tmp_path / "run")
+    may_not_read(monkeypatch, folder / name)
+    with pytest.raises(MachineError, match=rf"{Path(name).name}.*Permission denied"):
+        SiteServer.open_sites(deployed(folder), folder)
 
 
 def test_when_the_window_opens_again_nothing_of_the_former_outcome_stands(tmp_path: Path) -> None:

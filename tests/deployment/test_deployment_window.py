@@ -157,8 +157,13 @@ def test_a_message_that_was_lost_with_a_quick_restart_is_sent_again(tmp_path: Pa
 def test_a_late_site_is_told_that_an_upload_is_lost_which_its_cluster_depends_on(tmp_path: Path) -> None:
     folder = run_without_west(tmp_path)
     (folder / "uploads" / "client-00.safetensors").unlink()
-    west = node_for(2, tmp_path, "west")
-    deploy(deployed(folder, deployment__upload_window=0.3, deployment__personal_window=4.0), [west])
+    west, north = node_for(2, tmp_path, "west"), node_for(0, tmp_path, "north")
+    north.online = False
+
+    def script(look: int) -> None:
+        north.online = bool(west.told)  # with it the run has all that it waits for
+
+    deploy(deployed(folder, deployment__upload_window=0.3), [west, north], script)
     entry = roster(folder)["west"]
     assert entry["state"] == "refused" and "the upload of client 0 is lost" in entry["reason"]
     assert west.told == [entry["reason"]]

@@ -248,8 +248,8 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
         deployment(run, "finished", site("north", 0, "done"))
 
     thread = threading.Thread(target=end)
-    thread.start()
     start = time.monotonic()
+    thread.start()
     with console.capture() as captured:
         watch_status(run, console, every=0.05)
     thread.join()
