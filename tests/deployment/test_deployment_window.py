@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sites_grid import node_for, unavailable
 
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.progress import EventLog
+from server_app.nodes import MARGIN
 
 
 def is_reference(folder: Path, sites: Path) -> None:
@@ -100,6 +102,29 @@ def test_an_upload_that_comes_slowly_keeps_neither_the_others_nor_the_window_wai
     assert set(states(folder).values()) == {"done"}
     assert [name for name, entry in entries.items() if entry["late"]] == [slow.config["site-name"]]
     assert slow.asked == ["train", "train.personalise"]
+
+
+def test_what_has_begun_to_come_in_time_is_waited_for_at_the_end(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+
+    def change(reply: Message) -> Message:
+        if "arrays" in reply.content:
+            time.sleep(6.0)  # a look's patience ends before, and the window with it
+        return reply
+
+    min(nodes, key=lambda node: node.id).change = change
+    deploy(deployed(tmp_path / "run", deployment__upload_window=2.0), nodes, patience=4.0)
+    assert not any(entry["late"] for entry in roster(tmp_path / "run").values())
+    is_reference(tmp_path / "run", tmp_path)
+
+
+def test_a_message_lives_as_long_as_its_window(tmp_path: Path) -> None:
+    """Without a time of its own it would die after Flower's twelve hours, and windows last days."""
+    config = deployed(tmp_path / "run", deployment__upload_window=9e5, deployment__personal_window=4e5)
+    grid = deploy(config, make_sites(tmp_path))
+    lives = {message.metadata.message_type: message.metadata.ttl for message in grid.sent}
+    assert lives["train"] == pytest.approx(9e5 + MARGIN, abs=60.0)
+    assert lives["train.personalise"] == pytest.approx(4e5 + MARGIN, abs=60.0)
 
 
 def once_lost(die: Callable[[], None]) -> Callable[[Message], Message | None]:
