@@ -349,10 +349,11 @@ def test_what_all_uploads_answer_to_test_images_is_asked_once(made: Made, tmp_pa
     assert seconds_of(out, "fedbicross-intra")["evaluation"] >= min(took), "it counts here as there"
 
 
-def test_other_images_are_not_taken_for_these(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{"inversion__lr": 0.07}, {"teacher__noise_momentum": 0.5}])
+def test_other_images_are_not_taken_for_these(made: Made, tmp_path: Path, changed: dict[str, Any]) -> None:
     out = with_cache_of(made, tmp_path)
     first = shared_stages(out)
-    make(planned(out, "fedbicross", inversion__lr=0.07))
+    make(planned(out, "fedbicross", **changed))
     assert len(shared_stages(out)) == len(first) + 5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from generated import server_task, trained_uploads
@@ -12,10 +13,11 @@ from generated import smooth_model as smooth_model
 from tiny import noise
 from tiny import one_thread as one_thread
 
+from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.cross_cluster import Source
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import Synthesis
-from fedbicross_flwr.methods.cluster_synthesis import Cluster, build_source
+from fedbicross_flwr.methods.cluster_synthesis import Cluster, build_source, synthesise
 from fedbicross_flwr.methods.protocol import ServerTask, StageResult
 
 STEPS = 2
@@ -59,6 +61,27 @@ def test_answers_belong_to_the_images_that_were_shown() -> None:
     assert len(shared.kept) == 2
     assert torch.equal(source_of(shared, 0).teacher[STEPS], first.teacher[STEPS])
     assert len(shared.kept) == 2, "the same images are answered once"
+
+
+def test_each_round_and_cluster_has_images_of_its_own() -> None:
+    shared = Shared()
+    uploads = trained_uploads()
+    task = dataclasses.replace(
+        server_task(cache="shared", inversion__iterations=STEPS, inversion__batch_size=12), stages=shared
+    )
+    ensemble = Ensemble([task.load(upload.state) for upload in uploads], "logits")
+    found = Clustering(
+        (0,) * len(uploads), np.eye(len(uploads)), np.eye(2), None, np.full((len(uploads), 3), 1 / 3)
+    )
+    made = {
+        (number, round): synthesise(
+            Cluster(number, uploads, ensemble, uploads, ensemble), round, found, task, lambda: None
+        ).images
+        for number in (0, 1)
+        for round in (0, 1)
+    }
+    assert len(shared.kept) == len(made)
+    assert len({images.sum().item() for images in made.values()}) == len(made)
 
 
 @pytest.mark.parametrize("cache", ["", "shared"])
