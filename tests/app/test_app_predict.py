@@ -417,11 +417,12 @@ def test_the_card_of_a_model_without_scores_says_so(tmp_path: Path, command: Com
         {"personal": {"local": dict.fromkeys(METRICS, "0.5")}},
         {"personal": {"local": dict.fromkeys(METRICS, 40.0)}},
         {"personal": {"local": dict.fromkeys(METRICS, -0.5)}},
+        {"personal": {"local": dict.fromkeys(METRICS, 0.25)}},  # a quarter of an image
     ],
 )
 def test_damaged_scores_are_not_on_the_card(command: Command, tmp_path: Path, damaged: object) -> None:
     model = save(tmp_path, key="k")
-    whole = {"personal": {"local": dict.fromkeys(METRICS, 0.25)}}
+    whole = {"personal": {"local": {**dict.fromkeys(METRICS, 0.25), "samples": 4.0}}}
     (tmp_path / "scores.json").write_text(json.dumps({"key": "k", "scores": whole}))
     assert "| 25.0 | 25.0 |" in command("card", "--model", model).output
     (tmp_path / "scores.json").write_text(json.dumps({"key": "k", "scores": damaged}))

@@ -235,7 +235,7 @@ def test_a_certificate_may_be_for_an_ipv6_address(address: str, tmp_path: Path) 
         (["start-run", "c", "nothing.toml"], "nothing.toml is missing"),
         (["start-run", "c"], "name the centre's folder and the configuration"),
         (["stop-run", "c", "latest"], "'latest' is no number of a run"),
-        (["make-ca", "a-file/c"], "cannot make the folder a-file/c/ca: "),
+        (["make-ca", "a-file/c"], "cannot make the folder a-file/c: "),
         (["make-site-key", "a-file", "north"], "cannot make the folder a-file: "),
         (["start-superlink", "a-file/c"], "cannot make the folder a-file/c: "),
         (
