@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import disk_is_full, unusable
+from fedbicross_flwr.files import concerns_files, unusable
 
 _FRAME = "│╭╮╰╯─ "
 _UNAVAILABLE = "Connection to the SuperLink is unavailable"
@@ -78,8 +78,7 @@ def as_command(work: Callable[[], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        # Of a file, or of a disk; any other is no mistake of the user.
-        if error.filename is None and not disk_is_full(error):
+        if not concerns_files(error):
             raise
         print(f"error: {unusable(error)}", file=sys.stderr)
         sys.exit(2)

@@ -82,6 +82,22 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     return tensors, facts
 
 
+def read_whole(path: Path) -> tuple[StateDict, dict[str, str]] | None:
+    """Return what `read_tensors` does, or None for a file that is absent or damaged: it can be made again.
+
+    Raises
+    ------
+    MachineError
+        When the system does not let it be read: it may be whole, and would be made again for nothing.
+    """
+    try:
+        return read_tensors(path)
+    except MachineError:
+        raise
+    except FedBiCrossError:
+        return None
+
+
 def save_model(
     path: Path, spec: ModelSpec, state: StateDict, class_names: tuple[str, ...], **facts: str
 ) -> None:

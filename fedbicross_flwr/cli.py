@@ -23,7 +23,7 @@ from fedbicross_flwr.compare.plan import OWN_KEYS, base_settings, cells_of, plan
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, harmless, memory_is_full
-from fedbicross_flwr.files import disk_is_full, expanded, shown, unusable
+from fedbicross_flwr.files import concerns_files, expanded, shown, unusable
 from fedbicross_flwr.handover.commands import (
     export_cluster_model,
     make_signing_key,
@@ -199,8 +199,7 @@ def main() -> None:
         told = f"; see {context.command_path} --help" if context else ""
         refuse(error.format_message().rstrip(".") + told)
     except OSError as error:
-        # Of a file, or of a disk; any other is no mistake of the user.
-        if error.filename is None and not disk_is_full(error):
+        if not concerns_files(error):
             raise
         refuse(unusable(error))
     except (MemoryError, RuntimeError) as error:

@@ -138,6 +138,11 @@ def reading(path: Path) -> Iterator[None]:
         raise FedBiCrossError(unusable(error, path)) from error
 
 
+def concerns_files(error: OSError) -> bool:
+    """Return whether an error is of a file or of a full disk; any other is no mistake of the user."""
+    return error.filename is not None or disk_is_full(error)
+
+
 def unusable(error: OSError, path: Path | None = None) -> str:
     """Return what the system refused, as one line: the file, why, and what to do.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedbicross_flwr.artifacts import read_tensors, save_model, write_tensors
+from fedbicross_flwr.artifacts import read_tensors, read_whole, save_model, write_tensors
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
@@ -163,12 +163,7 @@ class RunFolder:
         inputs = self.inputs if self.maker is None else f"{self.maker}|{self.inputs}"
         if self.cache and shaped_by:
             path, inputs = self.cache / STAGES / f"{shaped_by}.safetensors", shaped_by
-        try:
-            tensors, facts = read_tensors(path)
-        except MachineError:
-            raise
-        except FedBiCrossError:
-            tensors, facts = {}, {}
+        tensors, facts = read_whole(path) or ({}, {})
         if facts.get("inputs") == inputs:
             result = StageResult(tensors, json.loads(facts["facts"]))
             span = float(facts["started"]), float(facts["seconds"])

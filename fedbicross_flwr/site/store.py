@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbicross_flwr.artifacts import digest, read_tensors, save_model
+from fedbicross_flwr.artifacts import digest, read_tensors, read_whole, save_model
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.evaluation import Scores, score_problem
@@ -84,14 +84,9 @@ class SiteStore:
             When the system does not let it be read: it would be trained again for nothing.
         """
         for path in (self.own(key) / LOCAL, self.former(key) / LOCAL):
-            try:
-                state, facts = read_tensors(path)
-            except MachineError:
-                raise
-            except FedBiCrossError:
-                continue
-            if facts.get("key") == key:
-                return local_model(state, facts)
+            kept = read_whole(path)
+            if kept and kept[1].get("key") == key:
+                return local_model(*kept)
         return None
 
     def former(self, key: str) -> Path:
@@ -108,13 +103,8 @@ class SiteStore:
         """
         if not self.keeps_former:
             return
-        try:
-            _, facts = read_tensors(self.folder / name)
-        except MachineError:
-            raise
-        except FedBiCrossError:
-            return
-        if (old := facts.get("key", "")) != key:
+        kept = read_whole(self.folder / name)
+        if kept and (old := kept[1].get("key", "")) != key:
             for one in (name, *beside):
                 if (self.folder / one).is_file():
                     write_bytes(self.former(old) / one, (self.folder / one).read_bytes())
@@ -205,13 +195,8 @@ def personal_in(folder: Path, key: str) -> RowScores | None:
     MachineError
         When the system does not let the model be read: another could not be put in its place either.
     """
-    try:
-        _, facts = read_tensors(folder / PERSONAL)
-    except MachineError:
-        raise
-    except FedBiCrossError:
-        return None
-    return read_scores(folder / SCORES, key) if facts.get("key") == key else None
+    kept = read_whole(folder / PERSONAL)
+    return read_scores(folder / SCORES, key) if kept and kept[1].get("key") == key else None
 
 
 def short_hash(text: str) -> str:
