@@ -66,21 +66,20 @@ class OneShot(Strategy):
         return Message(content, node, kind, ttl=self.server.config.runtime.reply_timeout + MARGIN)
 
     def ship_models(self) -> list[Message]:
-        """Send each client the one model of its cluster."""
+        """Send each client the one model of its cluster, if its node is known.
+
+        After an interruption a client's upload may be at hand though its node did not answer this time: the
+        method learns from it, and the client stays left out.
+        """
         assert self.server.outcome is not None
         config = ConfigRecord({"folder": str(self.server.folder.path)})
         messages = []
-        for client in sorted(self.server.outcome.assignment):
-            if client in self._nodes:
-                shipment = self.server.shipment(client)
-                content = RecordDict({"config": config, "arrays": ArrayRecord(dict(shipment.model))})
-                if shipment.replay is not None:
-                    content["replay"] = ArrayRecord(shipment.replay.tensors())
-                messages.append(
-                    self.message(content, self._nodes[client], f"{MessageType.TRAIN}.personalise")
-                )
-            else:
-                self.server.refuse(client, "its node did not come back after the interruption")
+        for client in sorted(self.server.outcome.assignment.keys() & self._nodes.keys()):
+            shipment = self.server.shipment(client)
+            content = RecordDict({"config": config, "arrays": ArrayRecord(dict(shipment.model))})
+            if shipment.replay is not None:
+                content["replay"] = ArrayRecord(shipment.replay.tensors())
+            messages.append(self.message(content, self._nodes[client], f"{MessageType.TRAIN}.personalise"))
         return messages
 
     def aggregate_train(

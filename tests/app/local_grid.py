@@ -20,6 +20,11 @@ Change = Callable[[int, int, Message], Message | None]
 RUN_ID = 7
 
 
+def node_config(client: int) -> dict[str, bool | float | int | str]:
+    """What Flower's simulation tells a node."""
+    return {"partition-id": client}
+
+
 class LocalGrid(NoGrid):
     """Delivers each message to the ClientApp at once; replies arrive in the opposite order.
 
@@ -57,7 +62,7 @@ class LocalGrid(NoGrid):
     def deliver(self, message: Message, client: int) -> Message:
         """Do what a node does: call the ClientApp; an exception becomes an error reply."""
         node = message.metadata.dst_node_id
-        context = Context(RUN_ID, node, {"partition-id": client}, self.states[node], dict(self.config.flat()))
+        context = Context(RUN_ID, node, node_config(client), self.states[node], dict(self.config.flat()))
         try:
             return client_app(message, context)
         except Exception as error:

@@ -261,6 +261,35 @@ def test_a_client_that_comes_back_after_an_interruption_takes_part(
     assert outcome(folder) == outcome(reference())
 
 
+@pytest.mark.parametrize("reason", ["disk on fire", NO_ANSWER])
+def test_a_node_that_is_gone_after_an_interruption_leaves_its_upload_to_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Watch(patch, stop=("synthesis, cluster 1", None, 2))
+        flower_run(folder)
+
+    def gone(round_: int, client: int, reply: Message) -> Message | None:
+        return None if client == 1 else reply
+
+    grid = flower_run(folder, gone if reason == NO_ANSWER else as_sender(fail_in(1, 1, reason)))
+    assert sorted(states_sent(grid)) == [0, 2]
+    assert read_json(folder / "clustering.json")["clients"] == [0, 1, 2]
+    entries = read_json(folder / "run.json")["clients"]
+    assert [entry["status"] for entry in entries] == ["ok", "failed", "ok"]
+    assert reason in entries[1]["reason"]
+
+
+def test_a_node_without_a_number_is_told_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SuperNode started as a site's, in a run that is no deployment."""
+    monkeypatch.setattr("local_grid.node_config", lambda client: {"site-name": f"site-{client}"})
+    with pytest.raises(FedBiCrossError, match=r"no partition-id, and deployment\.sites, .* is empty"):
+        flower_run(tmp_path / "run")
+
+
 def test_no_reply_carries_arrays_in_round_2(run: tuple[Path, LocalGrid]) -> None:
     assert all(arrays_of(reply) for reply in run[1].replies[0])
     assert not any(arrays_of(reply) for reply in run[1].replies[1])
