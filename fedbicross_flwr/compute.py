@@ -139,6 +139,22 @@ def resolve_device(name: str, setting: str = "runtime.device") -> torch.device:
     return device
 
 
+def refuse_numbered_device(runtime: RuntimeConfig) -> None:
+    """Refuse an accelerator by its number under Flower, whose Ray shows each client one of them as the first.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it is not the first.
+    """
+    if resolve_device(runtime.device).index:
+        raise FedBiCrossError(
+            f"runtime.device = {runtime.device!r} names one of several accelerators, and Ray gives clients "
+            "any of them; set runtime.device to auto and choose with CUDA_VISIBLE_DEVICES, or use "
+            "fedbicross simulate --in-process"
+        )
+
+
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":

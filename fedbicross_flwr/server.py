@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedbicross_flwr.artifacts import digest, save_model
-from fedbicross_flwr.compute import Compute, cpu_threads, within_memory
+from fedbicross_flwr.compute import Compute, cpu_threads, refuse_numbered_device, within_memory
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.federated_data import FederatedData, Federation
@@ -75,8 +75,8 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            When the method is unknown or cannot be run so, a setting, the data or the folder cannot be used,
-            or the settings name sites, whose data are not here.
+            When the method is unknown or cannot be run so, a setting, the data, the device or the folder
+            cannot be used, or the settings name sites, whose data are not here.
         """
         if config.is_deployment:
             raise FedBiCrossError(
@@ -87,6 +87,8 @@ class Server:
         check_rounds(config, runner)
         check_tracker(config.runtime)
         folder, data = open_run(config, path)
+        if runner == "flower" and not folder.finished:
+            refuse_numbered_device(config.runtime)
         server = cls(config, folder, data, runner)
         for client in range(data.num_clients):
             if (upload := folder.load_upload(client)) is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedbicross_flwr.compute import resolve_device
 from fedbicross_flwr.config import RunConfig, with_absolute_paths
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded, shown
@@ -48,8 +47,6 @@ def simulate_run(config: RunConfig, out: Path | None, in_process: bool, console:
         describe(server, console)
         clients = server.data.partition.num_clients
         waiting = clients - len(server.uploads)
-        if not in_process:
-            refuse_numbered_device(config)
         try:
             with ProgressDisplay(folder / "progress.jsonl", clients, console, waiting) as display:
                 run_it(config, folder, in_process, display)
@@ -75,22 +72,6 @@ def describe(server: Server, console: Console) -> None:
     )
     if server.uploads:
         console.print(f"{len(server.uploads)} upload(s) of an interrupted run are at hand", markup=False)
-
-
-def refuse_numbered_device(config: RunConfig) -> None:
-    """Refuse an accelerator by its number under Flower, whose Ray shows each client one of them as the first.
-
-    Raises
-    ------
-    FedBiCrossError
-        When it is not the first.
-    """
-    device = config.runtime.device
-    if resolve_device(device).index:
-        raise FedBiCrossError(
-            f"runtime.device = {device!r} names one of several accelerators, and Ray gives clients any of "
-            "them; set runtime.device to auto and choose with CUDA_VISIBLE_DEVICES, or add --in-process"
-        )
 
 
 def run_it(config: RunConfig, folder: Path, in_process: bool, display: ProgressDisplay) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from local_grid import LocalGrid, run_app
 from PIL import Image
 from rich.console import Console
 from small_runs import TINY, Answer, checksums, read_json, reference, save_site, tiny, without_report
@@ -359,10 +361,14 @@ def test_a_finished_run_is_not_run_again(
 def test_a_numbered_accelerator_is_refused_where_ray_hands_them_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fedbicross_flwr.compute.resolve_device", lambda name: torch.device("xpu", 1))
+    refused = pytest.raises(FedBiCrossError, match=r"runtime\.device = 'cpu' names one of .*--in-process")
     monkeypatch.setattr(simulate_module, "run_it", lambda *arguments: pytest.fail("it was run"))
-    monkeypatch.setattr(simulate_module, "resolve_device", lambda name: torch.device("xpu", 1))
-    with pytest.raises(FedBiCrossError, match=r"runtime\.device = 'cpu' names one of several .*--in-process"):
+    with refused:
         simulate_module.simulate_run(tiny(), tmp_path / "run", False, Console())
+    config = dataclasses.replace(tiny(), out=str(tmp_path / "flwr-run"))
+    with refused:
+        run_app(config, LocalGrid(config, config.partition.clients))
 
 
 def test_a_folder_with_something_else_in_it_is_refused(command: Command, tmp_path: Path) -> None:
