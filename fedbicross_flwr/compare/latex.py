@@ -27,6 +27,8 @@ SPECIAL = {
     "×": r"$\times$",
 }
 TABLE = str.maketrans(SPECIAL)
+LAST_LATIN = "\u024f"
+"""pdfLaTeX sets letters up to here; it stops at one beyond."""
 
 
 def escape(text: str) -> str:
@@ -55,7 +57,8 @@ def latex_table(
     groups : sequence of groups of rows of str
         Cells that are already LaTeX; a rule parts the groups.
     caption, label : str
-        Plain text; of the label, what LaTeX does not take in one becomes a hyphen.
+        Plain text; of the label, what LaTeX does not take in one becomes a hyphen, and a letter outside
+        ASCII its number, so that two names stay two labels.
     notes : sequence of str
         Plain text, below the table.
     """
@@ -65,9 +68,12 @@ def latex_table(
         lines += [" & ".join(row) + r" \\" for row in rows]
     body = "\n".join(lines)
     below = "".join(f"\\par\\smallskip\\footnotesize {escape(note)}\n" for note in notes)
-    fitting = re.sub(r"[^A-Za-z0-9:._-]", "-", label)
+    ascii_label = "".join(sign if sign.isascii() else f"{ord(sign):x}" for sign in label)
+    fitting = re.sub(r"[^A-Za-z0-9:._-]", "-", ascii_label)
+    latin = max(escape(caption) + body) <= LAST_LATIN
+    engine = "" if latin else "; XeLaTeX or LuaLaTeX, with a font that has these letters"
     return (
-        "% needs \\usepackage{booktabs,graphicx}\n"
+        f"% needs \\usepackage{{booktabs,graphicx}}{engine}\n"
         "\\begin{table*}\n\\centering\n"
         f"\\caption{{{escape(caption)}}}\n\\label{{{fitting}}}\n"
         "\\resizebox{\\textwidth}{!}{%\n"

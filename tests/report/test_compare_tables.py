@@ -473,6 +473,14 @@ def test_a_label_of_latex_is_one_whatever_the_data_are_called() -> None:
     assert r"\label{tab:my-da-ta-_2-N5-alpha0.3}" in table
 
 
+def test_latex_of_names_in_other_scripts_says_what_it_needs_and_keeps_its_labels_apart() -> None:
+    captions = ("cellules, résumé", "血液, N = 5, α = 0.1", "細胞, N = 5, α = 0.1")
+    latin, blood, cells = (latex_table(["a"], [[["b"]]], text, f"tab:{text}") for text in captions)
+    assert "XeLaTeX" not in latin and all("XeLaTeX" in table for table in (blood, cells))
+    labels = [table.split(r"\label{")[1].split("}")[0] for table in (latin, blood, cells)]
+    assert len(set(labels)) == 3 and all(label.isascii() for label in labels)
+
+
 def test_all_files_are_written_and_csv_reads_back(shared: Path) -> None:
     page = write_comparison(shared)
     assert page == shared / "comparison.md"
