@@ -20,6 +20,8 @@ from fedbicross_flwr.settings import LARGEST
 
 TRAINING: Final = "training"
 """The stage of round 1, which each client reports its own part of."""
+ROUNDS: Final = "rounds"
+"""The rounds of one of Flower's strategies, which the server counts while the clients train."""
 LATEST: Final = 250_000_000_000
 """In seconds since the epoch; a date ends a little later, with the year 9999."""
 

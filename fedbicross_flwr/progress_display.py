@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedbicross_flwr.progress import TRAINING, Event, new_events, read_events
+from fedbicross_flwr.progress import ROUNDS, TRAINING, Event, new_events, read_events
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, a stage is reported at most this often, and when it is finished."""
@@ -85,10 +85,13 @@ class ProgressDisplay:
             self.console.print(line, markup=False, highlight=False)
 
     def begin(self, event: Event) -> Stage:
-        """Begin to show a stage; when the server begins one, those of the clients are over."""
+        """Begin to show a stage; when the server begins one, those of the clients are over.
+
+        The rounds of one of Flower's strategies end none: the clients train in all of them.
+        """
         parties = 1 if event.client is None else self.waiting if event.stage == TRAINING else self.clients
         for other in self.stages.values():
-            if event.client is None and not other.over and None not in other.shares:
+            if event.client is None and event.stage != ROUNDS and not other.over and None not in other.shares:
                 other.over = True
                 self.draw(other)
         stage = Stage(event.stage, parties, event.time, self.bars.add_task(event.stage, total=1.0))

@@ -98,6 +98,8 @@ class Server:
                     f"client {client} trains again: its kept model is damaged, or another version or another "
                     "device made it"
                 )
+        if server.uploads:
+            server.extra["resumed"] = True
         return server
 
     @property

@@ -41,6 +41,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.methods import ServerOutcome, ServerTask
 from fedbicross_flwr.models import StateDict, load_state
+from fedbicross_flwr.progress import ROUNDS
 from fedbicross_flwr.rounds import epochs_of, initial_state
 from fedbicross_flwr.server import Server
 from fedbicross_flwr.training import accuracy
@@ -207,6 +208,6 @@ class Judge:
             model = task.load(self.between.merged(arrays))
             self.accuracies.append(accuracy(model, self.tests.to(task.compute), task.compute))
         if number:
-            server.progress.advance("rounds", number, server.config.flower.rounds)
+            server.progress.advance(ROUNDS, number, server.config.flower.rounds)
         self.seconds += time.perf_counter() - start
         return MetricRecord({"accuracy": self.accuracies[-1]})

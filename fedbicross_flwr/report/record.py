@@ -151,12 +151,16 @@ class Results:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run folder. A part that the folder lacks is None (`synthetic` and `files`: empty)."""
+    """A run folder. A part that the folder lacks is None (`synthetic` and `files`: empty).
+
+    Of a run that was interrupted (`resumed`), the total of `seconds` is that of its last call.
+    """
 
     folder: Path
     id: str
     finished: bool
     runner: str
+    resumed: bool
     versions: Mapping[str, str]
     hardware: Mapping[str, str]
     seconds: Mapping[str, float]

@@ -65,6 +65,7 @@ def load_run(folder: Path) -> RunRecord:
         id=run["id"].text(),
         finished=run["finished"].flag(),
         runner=run["runner"].text(),
+        resumed=told.flag() if (told := run.get("resumed")) else False,
         versions=_texts(run["versions"]),
         hardware=_texts(run["hardware"]),
         seconds={stage: node.number(low=0) for stage, node in run["seconds"].members()},

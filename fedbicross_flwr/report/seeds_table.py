@@ -136,10 +136,10 @@ def _left_out(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _images(run: RunRecord) -> tuple[object, ...]:
-    """Return what the images of all seeds have in common; a phantom's are others with each seed."""
-    content = "" if run.config.get("data.name") == "phantom" else run.dataset.fingerprint
-    return run.dataset.name, run.dataset.class_names, run.dataset.channels, content
+def _same_images(one: RunRecord, two: RunRecord) -> bool:
+    """Return whether two runs' images are the same, as far as both tell it; a phantom's differ by seed."""
+    contents = {run.dataset.fingerprint for run in (one, two)} - {""}
+    return len(contents) < 2 or one.config.get("data.name") == "phantom"
 
 
 def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: ResultsTable) -> None:
@@ -153,10 +153,16 @@ def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: Res
                 f"{first.folder} and {other.folder} differ in {key} ({first.config.get(key)} and "
                 f"{other.config.get(key)}); a table over seeds takes runs that differ in the seed only"
             )
-    if _images(first) != _images(other):
+    of_data = [(run.dataset.name, run.dataset.class_names, run.dataset.channels) for run in (first, other)]
+    if of_data[0] != of_data[1]:
         raise FedBiCrossError(
             f"{first.folder} is of {first.dataset.name} and {other.folder} of {other.dataset.name}, or their "
             "classes differ; a table over seeds takes runs on the same data"
+        )
+    if not _same_images(first, other):
+        raise FedBiCrossError(
+            f"the images of {first.folder} and {other.folder} are not the same, though both are of "
+            f"{first.dataset.name}; a table over seeds takes runs on the same data"
         )
     if [row.name for row in one.rows] != [row.name for row in two.rows]:
         raise FedBiCrossError(

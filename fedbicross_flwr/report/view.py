@@ -215,7 +215,7 @@ def facts(run: RunRecord) -> tuple[tuple[str, str], ...]:
     if "total" in run.seconds:
         # Of an interrupted run, or of one that found stages of another, the last call alone is told.
         total = run.seconds["total"]
-        whole = total + 1.0 >= sum(run.seconds.values()) - total
+        whole = not run.resumed and total + 1.0 >= sum(run.seconds.values()) - total
         found.append(("Total time" if whole else "Time of the last call", duration(total)))
     return tuple(found)
 

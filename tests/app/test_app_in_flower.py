@@ -247,6 +247,7 @@ def test_a_run_that_was_interrupted_goes_on_under_flower(
     assert not {"training", "clustering", "synthesis, cluster 0"} & {stage for stage, _ in watch.work}
     assert not any(arrays_of(reply) for reply in grid.replies[0])
     assert outcome(folder) == outcome(reference())
+    assert read_json(folder / "run.json")["resumed"] and "resumed" not in read_json(reference() / "run.json")
 
 
 def test_a_client_that_comes_back_after_an_interruption_takes_part(

@@ -181,6 +181,19 @@ def test_what_the_server_goes_on_without_is_over(tmp_path: Path, clock: Clock) -
     assert text.getvalue().splitlines() == ["training: done in 5 s", "synthesis: done in 0 s"]
 
 
+def test_clients_train_on_while_the_server_counts_rounds(tmp_path: Path, clock: Clock) -> None:
+    log = EventLog(tmp_path / "log", interval=0.0)
+    display, text = shown(tmp_path / "log")
+    done = []
+    for number in (1, 2):
+        for client in (0, 1):
+            log.advance("training", number, 2, client=client)
+        log.advance("rounds", number, 2)
+        display.poll()
+        done.append("training: done" in text.getvalue())
+    assert done == [False, True]
+
+
 def test_notes_are_shown_as_they_are_and_errors_kept(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(tmp_path / "log")
     display, text = shown(tmp_path / "log")

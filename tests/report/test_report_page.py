@@ -31,12 +31,19 @@ from fedbicross_flwr.report.view import (
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 
 
-@pytest.mark.parametrize(("total", "title"), [(500.0, "Total time"), (10.0, "Time of the last call")])
+@pytest.mark.parametrize(
+    ("said", "total", "title"),
+    [
+        ({}, 500.0, "Total time"),
+        ({}, 10.0, "Time of the last call"),  # what other runs had computed was taken over
+        ({"resumed": True}, 500.0, "Time of the last call"),
+    ],
+)
 def test_the_time_of_a_run_that_was_interrupted_is_not_called_the_total(
-    run_folder: Path, total: float, title: str
+    run_folder: Path, said: dict[str, bool], total: float, title: str
 ) -> None:
     seconds = {"synthesis": 200.0, "upload round": 100.0, "total": total}
-    edit(run_folder / "run.json", lambda content: content.update(seconds=seconds))
+    edit(run_folder / "run.json", lambda content: content.update(seconds=seconds, **said))
     assert [label for label, _ in facts(load_run(run_folder)) if "ime" in label] == [title]
 
 
