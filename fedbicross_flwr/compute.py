@@ -88,6 +88,14 @@ class Compute:
         return str(self.dtype).removeprefix("torch.")
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a small tensor to the device; on CUDA without waiting until its work so far is done.
+
+    CUDA has read ordinary memory of the host by the time that the call returns. Others need not have.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def call_network(model: nn.Module, images: Tensor) -> Tensor:
     """Call a network."""
     output: Tensor = model(images)

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms
 from fedbicross_flwr.checkpoint import load_training_state, training_state
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, moved
 from fedbicross_flwr.config_fedbicross import CrossClusterConfig, split_sizes
 from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_simplex
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
@@ -87,7 +87,7 @@ def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """Some images of one source."""
+    """Some images of one source, by indices on the device."""
 
     source: Source
     rows: Tensor
@@ -160,7 +160,7 @@ class Target:
         batches, weights = [], []
         for source, drawn, weight in zip(sources, chosen, self.weights.tolist(), strict=True):
             if self.learned or weight > 0.0:
-                batches.append(Batch(source, drawn))
+                batches.append(Batch(source, moved(drawn, self.compute.device)))
                 weights.append(weight)
         weigh = self.weigh_together if self.together else self.weigh_apart
         total, gradients = weigh(batches, weights, t, iterations)
@@ -185,7 +185,7 @@ class Target:
                 (loss,) = self.losses([batch], t, iterations)
             self.gradient(loss, row)
         running.commit()
-        return rows.new_tensor(weights) @ rows, GradientRows(rows)
+        return weighted_sum(weights, rows), GradientRows(rows)
 
     def weigh_together(
         self, batches: Sequence[Batch], weights: Sequence[float], t: int, iterations: int
@@ -199,7 +199,7 @@ class Target:
             rows = self.empty_rows(len(losses))
             for left, row, loss in zip(reversed(range(len(losses))), rows, losses, strict=True):
                 self.gradient(loss, row, keep=left > 0)
-            return rows.new_tensor(weights) @ rows, GradientRows(rows)
+            return weighted_sum(weights, rows), GradientRows(rows)
         total = self.gradient(torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum())
         if not self.learned:
             return total, GradientRows(total.unsqueeze(0))
@@ -226,7 +226,7 @@ class Target:
 
         In a mixture the cluster's own validation images are normalised together with those of all sources.
         """
-        batches = [Batch(source, source.validation) for source in sources]
+        batches = [Batch(source, moved(source.validation, self.compute.device)) for source in sources]
         with SourceStatistics(self.layers).record(0.0):
             if self.together:
                 loss = self.losses(batches, t, iterations)[self.cluster]
@@ -293,6 +293,11 @@ class Target:
             self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True
         ):
             parameter.grad = part.view(parameter.shape)
+
+
+def weighted_sum(weights: Sequence[float], rows: Tensor) -> Tensor:
+    """Return sum_j w_j rows_j, (P,)."""
+    return moved(torch.tensor(weights, dtype=rows.dtype), rows.device) @ rows
 
 
 def flat(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:

@@ -119,6 +119,6 @@ def replay_target(
     for step, t in enumerate(order):
         lr = config.lr * SCHEDULES[config.schedule]((done + step) / total)
         target.step(sources, t, iterations, lr, generator)
-        history.append(target.weights.detach().cpu())
+        history.append(target.weights.detach())
         after_step(step + 1)
-    return torch.stack(history), target.state()
+    return torch.stack(history).cpu(), target.state()

@@ -21,8 +21,9 @@ def project_onto_simplex(vector: Tensor) -> Tensor:
     vector = vector - vector.max()
     ordered = vector.sort(descending=True).values
     excess = (ordered.cumsum(0) - 1.0) / torch.arange(1, len(vector) + 1, device=vector.device)
-    support = int((ordered > excess).sum())
-    return (vector - excess[support - 1]).clamp_min(0.0)
+    support = (ordered > excess).sum(0, keepdim=True)
+    # By an index that is a tensor, as an integer would have to come from the device.
+    return (vector - excess.gather(0, support - 1)).clamp_min(0.0)
 
 
 def outer_gradient(validation_gradient: Tensor, source_gradients: SourceGradients, lr: float) -> Tensor:

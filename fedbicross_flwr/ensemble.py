@@ -32,7 +32,7 @@ def confidence_weighted(logits: Tensor, class_weights: Tensor) -> Tensor:
     """Average probabilities, each model weighted by 1 - normalised entropy of what it says of the image."""
     log_probabilities = F.log_softmax(logits, -1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(-1, keepdim=True)
-    classes = torch.tensor(float(logits.shape[-1]), device=logits.device)
+    classes = torch.full((), float(logits.shape[-1]), device=logits.device)
     confidence = 1.0 - entropy / classes.log()
     # A floor, so that models which know nothing at all still have a mean.
     return weighted_mixture(logits, confidence.clamp_min(1e-4))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import StatisticsModel
 from fedbicross_flwr.checkpoint import load_training_state, training_state
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, moved
 from fedbicross_flwr.distillation import kl_divergence
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
@@ -281,7 +281,7 @@ def distil(
     trained = list(student.parameters())
     loss = torch.zeros((), device=compute.device)
     for rows in batches(count, settings.batch_size, random):
-        images, scores = lesson(rows.to(compute.device))
+        images, scores = lesson(moved(rows, compute.device))
         loss = kl_divergence(scores, compute.logits(student, compute.images(images)), settings.temperature)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedbicross_flwr.artifacts import digest
+from fedbicross_flwr.compute import moved
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import StateDict
 
@@ -88,7 +89,7 @@ class Rehearsal:
     def draw(self) -> Tensor:
         """Return the next images, (count, channels, 28, 28), drawn without replacement."""
         self._rows = torch.randperm(len(self.images), generator=self.generator)[: self.count]
-        self._rows = self._rows.to(self.images.device)
+        self._rows = moved(self._rows, self.images.device)
         return self.images[self._rows]
 
     def answers(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import SourceStatistics, batch_norms
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, moved
 from fedbicross_flwr.config import ClientConfig, RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, state_of
@@ -211,12 +211,24 @@ class Best:
 
     def __init__(self) -> None:
         self.accuracy = -math.inf
-        self.choice: tuple[int, StateDict] | None = None
+        self._kept: tuple[int, StateDict] | None = None
 
     def offer(self, accuracy: float, epoch: int, model: nn.Module) -> None:
-        """Keep a copy of `model` if it is at least as good; nan (no validation images) keeps nothing."""
+        """Keep a copy of `model` if it is at least as good; nan (no validation images) keeps nothing.
+
+        The copy stays on the device: most of them are soon replaced by a better one.
+        """
         if accuracy >= self.accuracy:
-            self.accuracy, self.choice = accuracy, (epoch, state_of(model))
+            copied = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.accuracy, self._kept = accuracy, (epoch, copied)
+
+    @property
+    def choice(self) -> tuple[int, StateDict] | None:
+        """Return the epoch and the state, on the CPU, of the model that is kept; None if there is none."""
+        if self._kept is None:
+            return None
+        epoch, copied = self._kept
+        return epoch, {name: tensor.cpu().contiguous() for name, tensor in copied.items()}
 
 
 def fit(
@@ -269,7 +281,7 @@ def fit(
         model.train()
         last = torch.zeros(())
         for rows in batches(len(images), recipe.batch_size, generator):
-            rows = rows.to(images.device)
+            rows = moved(rows, images.device)
             batch = images[rows]
             if recipe.augment:
                 batch = crop_and_flip(batch, generator)
@@ -310,8 +322,8 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     """Return a random crop of each padded image, half of them mirrored; shape as before."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4, value=-1.0)
-    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator).to(images.device)
-    flips = (torch.rand(count, 1, generator=generator) < 0.5).to(images.device)
+    offsets = moved(torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator), images.device)
+    flips = moved(torch.rand(count, 1, generator=generator) < 0.5, images.device)
     rows = offsets[0] + torch.arange(height, device=images.device)
     columns = offsets[1] + torch.arange(width, device=images.device)
     columns = torch.where(flips, columns.flip(1), columns)

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.compute import Compute, moved
 from fedbicross_flwr.config_baselines import CoBoostingConfig
 from fedbicross_flwr.distillation import fine_tuned
 from fedbicross_flwr.ensemble import Ensemble
@@ -117,7 +117,7 @@ class CoBoostingTraining(PoolTraining):
         order = torch_generator(self.task.config.seed, "coboosting/weights", round=epoch)
         size = self.config.weight_step * self.config.weight_decay_rate**epoch
         for rows in batches(len(self.pool), self.config.batch_size, order):
-            rows = rows.to(self.compute.device)
+            rows = moved(rows, self.compute.device)
             logits, labels = self.pool.logits[:, rows], self.pool.labels[rows]
             self.ensemble.weights = stepped_weights(self.ensemble.weights, logits, labels, size)
 
