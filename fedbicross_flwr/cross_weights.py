@@ -21,7 +21,8 @@ def project_onto_simplex(vector: Tensor) -> Tensor:
     vector = vector - vector.max()
     ordered = vector.sort(descending=True).values
     excess = (ordered.cumsum(0) - 1.0) / torch.arange(1, len(vector) + 1, device=vector.device)
-    support = (ordered > excess).sum(0, keepdim=True)
+    # At least the largest entry, but for values that are no numbers, which stay what they are.
+    support = (ordered > excess).sum(0, keepdim=True).clamp_min(1)
     # By an index that is a tensor, as an integer would have to come from the device.
     return (vector - excess.gather(0, support - 1)).clamp_min(0.0)
 
