@@ -43,8 +43,9 @@ test: $(READY) ## the test suite, but for what `make test-deploy` runs
 test-deploy: $(READY) ## many real processes: sites with TLS, disturbed in every way, and runs on Ray: twenty minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deploy --numprocesses 2 --dist loadfile
 
+# Alone on the machine, and the reference has several threads: they wait as PyTorch has it.
 bench: $(READY) ## speed and memory of every stage beside a plain reference; `make bench ARGS=--quick`
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks $(ARGS)
 
 deploy-demo: $(READY) ## a centre and three sites with certificates and keys, in folders of their own
 	@$(BIN)/python deploy/demo.py

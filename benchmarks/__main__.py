@@ -16,6 +16,8 @@ from rich.table import Table
 from benchmarks.cell import whole_cell
 from benchmarks.machine import about
 from benchmarks.memory import SIDES, growth, peak_memory, readings, shapes, together
+from benchmarks.paper_cell import GOAL, PARTS, seconds
+from benchmarks.paper_cell import SIZES as PAPER_CELL
 from benchmarks.sizes import Sizes
 from benchmarks.stages import STAGES, Bench
 from benchmarks.timing import Timing, matrix_product_peak, time_stage
@@ -44,9 +46,11 @@ def main(
     measured = Sizes.named(sizes, compute.device.type)
     bench, console = Bench.here(measured, compute), Console(width=110)
     stages = {**STAGES, "cell": whole_cell}
-    wanted = chosen(only, [*stages, "memory", "growth"])
-    if quick and not only:
-        wanted.remove("growth")  # minutes by itself
+    wanted = chosen(only, [*stages, *PARTS, "memory", "growth"])
+    if not only:
+        left_out = ["growth"] if quick else []  # minutes by itself
+        left_out += PARTS if compute.device.type == "cpu" else []  # days
+        wanted = [name for name in wanted if name not in left_out]
     peaks = {
         name: matrix_product_peak(compute, dtype, 1024 if compute.device.type == "cpu" else 8192)
         for name, dtype in PRECISIONS.items()
@@ -62,6 +66,11 @@ def main(
         "peaks": peaks,
         "stages": [dataclasses.asdict(one) for one in timings],
     }
+    for name in PARTS:
+        if name in wanted:
+            took = seconds(name, dataclasses.replace(bench, sizes=PAPER_CELL))
+            content.setdefault("seconds", {})[name] = took
+            console.print(f"{name} of a cell of the paper: {took:.1f} s; aim ≤ {GOAL:g} s", highlight=False)
     if "memory" in wanted:
         content["memory"] = {}
         for shape, one in shapes(measured).items():

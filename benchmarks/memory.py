@@ -88,8 +88,17 @@ def growth(side: str, sizes: Sizes, runtime: RuntimeConfig) -> float:
     return (peaks[1] - peaks[0]) / (longer.iterations - sizes.iterations)
 
 
+def begin(compute: Compute) -> int:
+    """Return the bytes that are occupied before the work: of this process, the most so far."""
+    if compute.device.type == "cuda":
+        # What is given to a side may have cost more on the way, which is no stage's.
+        torch.cuda.reset_peak_memory_stats(compute.device)
+        return torch.cuda.memory_allocated(compute.device)
+    return occupied(compute)
+
+
 def occupied(compute: Compute) -> int:
-    """Return the most bytes that were ever occupied: of the accelerator, or of this process."""
+    """Return the most bytes that were ever occupied: of the accelerator since `begin`, or of this process."""
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_allocated(compute.device)
     status = Path("/proc/self/status")
@@ -112,7 +121,7 @@ def measure(side: str, sizes: Sizes, runtime: RuntimeConfig) -> int:
     bench.compute.logits(
         warm.members[0], bench.compute.images(bench.noise(2)).requires_grad_()
     ).sum().backward()
-    before = occupied(bench.compute)
+    before = begin(bench.compute)
     if side == "reference":
         plain_stages(bench, grouped(models, turns(sizes.clients, sizes.clusters)))
     else:

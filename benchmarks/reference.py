@@ -194,9 +194,10 @@ class CrossCluster:
                 )
                 for answered in self.passes(student, training, t)
             ]
+            weights = self.weights[k].tolist()
             for index, parameter in enumerate(parameters):
                 parameter.grad = torch.zeros_like(parameter)
-                for weight, gradient in zip(self.weights[k].tolist(), gradients, strict=True):
+                for weight, gradient in zip(weights, gradients, strict=True):
                     parameter.grad += weight * gradient[index]
             optimiser.step()
             validation = [(one, one.validation) for one in self.clusters]
@@ -204,13 +205,12 @@ class CrossCluster:
             judged = validation if self.together else [validation[k]]
             own = list(self.passes(student, judged, t))[k if self.together else 0]
             after = torch.autograd.grad(self.loss(*own, t, iterations), parameters)
-            slopes = [
-                -self.lr * sum((a * b).sum().item() for a, b in zip(after, gradient, strict=True))
+            products = [
+                torch.stack([(a * b).sum() for a, b in zip(after, gradient, strict=True)]).sum()
                 for gradient in gradients
             ]
-            self.weights[k] = onto_simplex(
-                self.weights[k] - self.weight_lr * torch.tensor(slopes, device=self.weights.device)
-            )
+            slopes = -self.lr * torch.stack(products)
+            self.weights[k] = onto_simplex(self.weights[k] - self.weight_lr * slopes)
 
 
 def onto_simplex(vector: Tensor) -> Tensor:

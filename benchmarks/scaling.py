@@ -25,7 +25,7 @@ from scipy.optimize import nnls
 from benchmarks.machine import about
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Bench, Stage
-from benchmarks.timing import seconds_of
+from benchmarks.timing import seconds_of, synchronise
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RuntimeConfig
 from fedbicross_flwr.files import write_bytes
@@ -59,6 +59,7 @@ TERMS: Mapping[str, tuple[str, Callable[..., list[float]]]] = {
 class Work:
     """Stages that note the seconds of each kind, side by side or not."""
 
+    device: Compute
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(
@@ -67,13 +68,14 @@ class Work:
         """Compute the stage and note its time."""
         start = time.perf_counter()
         result = compute()
+        synchronise(self.device)
         self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
         return result
 
 
 def measure(sizes: Sizes, compute: Compute) -> dict[str, float]:
     """Return the seconds of each kind of stage at these sizes."""
-    bench, work = Bench.here(sizes, compute), Work()
+    bench, work = Bench.here(sizes, compute), Work(compute)
     states = [state_of(model) for model in bench.models(sizes.clients)]
     uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
     config = sizes.config(teacher__scope="federation", runtime__server_threads=1, clustering__by="outputs")

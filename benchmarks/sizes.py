@@ -110,5 +110,5 @@ class Sizes:
         return RunConfig.from_flat({**settings, **named})
 
 
-PAPER = Sizes(width=64, images=256, batch=128, steps=10, clients=5, iterations=50, client_images=2744)
+PAPER = Sizes(width=64, images=256, batch=128, steps=50, clients=5, iterations=50, client_images=2744)
 """The paper's networks and batches, for an accelerator; T is 500 there, and a cell's time grows with it."""

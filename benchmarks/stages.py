@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import reference
@@ -23,13 +24,13 @@ from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import balanced_labels, invert
 from fedbicross_flwr.methods import ServerTask
-from fedbicross_flwr.models import build_model, state_of
+from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages, batches, train_client
+from fedbicross_flwr.training import ClientTask, LabelledImages, Recipe, batches, fit
 
 Piece = Callable[[], None]
 
@@ -132,13 +133,19 @@ class Bench:
         ]
 
     def client_training(self) -> Stage:
-        """Return a client's training, by the batch."""
+        """Return a client's training, by the batch; models and images are at hand on both sides."""
         sizes = self.sizes
 
         def ours(index: int) -> Piece:
-            data = self.data(sizes.steps * sizes.batch, index)
-            task = self.task(index, client__epochs=1)
-            return lambda: void(train_client(data, task))
+            data = self.data(sizes.steps * sizes.batch, index).to(self.compute)
+            model = self.compute.place(build_model(sizes.spec, index))
+            recipe = Recipe.of(sizes.config(client__epochs=1).client)
+            order = torch.Generator().manual_seed(index)
+
+            def loss(logits: Tensor, rows: Tensor) -> Tensor:
+                return F.cross_entropy(logits, data.labels[rows])
+
+            return lambda: fit(model, data.images, loss, recipe, order, self.compute)
 
         def plain(index: int) -> Piece:
             dealt = self.dealt(self.data(sizes.steps * sizes.batch, index), 1)
@@ -281,7 +288,7 @@ class Bench:
         return Stage(name, ours, plain, steps, images, alone=True, goals=goals)
 
     def personal_distillation(self) -> Stage:
-        """Return stage 3, by the batch."""
+        """Return stage 3, by the batch, from states to a state on both sides."""
         sizes = self.sizes
         count = sizes.steps * sizes.batch
 
@@ -292,9 +299,15 @@ class Bench:
 
         def plain(index: int) -> Piece:
             dealt = self.dealt(self.data(count, index), sizes.epochs)
-            cluster, own = self.models(2, index)
-            student = copy.deepcopy(cluster)
-            return lambda: void(reference.personalise(student, (cluster, own), dealt, *DISTILLATION))
+            states = [state_of(model) for model in self.models(2, index)]
+
+            def work() -> None:
+                cluster, own = (load_state(sizes.spec, one).to(self.compute.device) for one in states)
+                student = copy.deepcopy(cluster)
+                reference.personalise(student, (cluster, own), dealt, *DISTILLATION)
+                state_of(student)
+
+            return work
 
         steps = sizes.steps * sizes.epochs
         return Stage("personal distillation, a batch", ours, plain, steps, sizes.batch)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fedbicross_flwr.compute import Compute, resolve_device
 from fedbicross_flwr.data.source import class_names_problem, normalise
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
-from fedbicross_flwr.files import refuse_pipe, write_bytes
+from fedbicross_flwr.files import refuse_pipe, written
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state
 from fedbicross_flwr.models.checks import model_problem
 from fedbicross_flwr.training import predict_logits
@@ -39,7 +39,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{values.dtype}|{tuple(values.shape)}|".encode())
-        total.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -49,10 +49,21 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
-    """Write tensors with a few words about them (`facts`) and their checksum."""
+    """Write tensors with a few words about them (`facts`) and their checksum, wholly or not at all.
+
+    Raises
+    ------
+    MachineError
+        When the file cannot be written.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**(facts or {}), "digest": digest(contiguous)}
-    write_bytes(path, safetensors.torch.save(contiguous, metadata))
+    with written(path) as temporary:
+        try:
+            # From the tensors' own memory: the iterates of an inversion may be gigabytes.
+            safetensors.torch.save_file(contiguous, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:

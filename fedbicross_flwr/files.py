@@ -17,7 +17,15 @@ LONGEST_BASE = 20
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write `content` under a temporary name in the same folder, then rename it to `path`.
+    """Write `content` to `path`, wholly or not at all, as `written` says."""
+    with written(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Give an empty file of a temporary name in the same folder; renamed to `path` when the block ends.
 
     The folder is made when it is absent. Nothing is left behind when the write fails. A link stays one: the
     file that it leads to is written.
@@ -39,10 +47,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
             # Who may read it is the caller's to say, by umask and by the folder.
-            with temporary.open("xb") as stream:
-                stream.write(content)
+            temporary.touch(exist_ok=False)
+            yield temporary
+            with temporary.open("rb") as stream:
                 # Else a power cut may leave the new name with nothing behind it.
-                stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(target)
         finally:
@@ -51,7 +59,6 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise MachineError(
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
         ) from error
-    return path
 
 
 def expanded(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import resource
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors, save_model, write_tensors
 from fedbicross_flwr.data.partition import Partition
 from fedbicross_flwr.data.source import normalise
-from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.evaluation import score
 from fedbicross_flwr.federated_data import open_data
 from fedbicross_flwr.methods.fedavg import average_states
@@ -61,6 +62,20 @@ def test_tensors_survive(
     assert all(found[name].dtype == tensors[name].dtype for name in tensors)
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert [entry.name for entry in path.parent.iterdir()] == ["file.safetensors"]
+
+
+def test_a_file_that_cannot_be_written_wholly_is_not_there_and_the_former_one_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"x": torch.ones(2)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(MachineError, match=r"^cannot write .*safetensors: .*File too large.*; check"):
+            write_tensors(path, {"x": torch.ones(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.equal(read_tensors(path)[0]["x"], torch.ones(2))
+    assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_the_digest_sees_names_shapes_types_and_values_but_no_order() -> None:

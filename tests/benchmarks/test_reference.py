@@ -32,13 +32,19 @@ SMALL = Sizes(
 CPU = torch.device("cpu")
 BENCH = Bench(SMALL, Compute(CPU), workers=2)
 ROUGH = Bench(SMALL, Compute(CPU, torch.bfloat16), workers=2)
-PRECISIONS = pytest.mark.parametrize(
-    ("bench", "off"), [(BENCH, 1e-2), (ROUGH, 0.5)], ids=["float32", "bfloat16"]
-)
-"""With the share of the whole move by which our result may miss the reference's, which is always float32.
 
-Rounding grows from step to step, here up to six of them on noise; a wrong gradient misses by one or more.
-"""
+
+def precisions(rough: float) -> pytest.MarkDecorator:
+    """With the share of the whole move by which our result may miss the reference's, always in float32.
+
+    Rounding grows from step to step, here up to six of them, and on noise gradients nearly cancel: of a
+    single step of a client's training bfloat16 misses .3. A wrong gradient misses by one or more.
+    """
+    return pytest.mark.parametrize(
+        ("bench", "off"), [(BENCH, 5e-3), (ROUGH, rough)], ids=["float32", "bfloat16"]
+    )
+
+
 LABELS = balanced_labels(SMALL.images, torch.ones(8))
 
 
@@ -61,7 +67,7 @@ def trajectory(seed: int) -> dict[int, Tensor]:
     return {t: BENCH.noise(SMALL.images, 10 * seed + t) for t in range(1, SMALL.steps + 1)}
 
 
-@PRECISIONS
+@precisions(0.45)
 def test_client_training(bench: Bench, off: float) -> None:
     data, task = bench.data(24), bench.task(1)
     made = load_state(SMALL.spec, train_client(data, task).state)
@@ -80,16 +86,19 @@ def test_client_training(bench: Bench, off: float) -> None:
     assert missed(*(running_of(one) for one in (made, model, start))) < off
 
 
+@pytest.mark.parametrize(("teachers", "at_once"), [("together", 0), ("in_turn", 0), ("in_turn", 8)])
 @pytest.mark.parametrize(
-    ("bench", "off", "off_loss"), [(BENCH, 1e-3, 1e-4), (ROUGH, 0.4, 1e-2)], ids=["float32", "bfloat16"]
+    ("bench", "off", "off_loss"), [(BENCH, 1e-3, 1e-4), (ROUGH, 0.3, 1e-2)], ids=["float32", "bfloat16"]
 )
-def test_inversion(bench: Bench, off: float, off_loss: float) -> None:
+def test_inversion(bench: Bench, off: float, off_loss: float, teachers: str, at_once: int) -> None:
     models = BENCH.models(2)
     plain: list[Tensor] = []
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn((SMALL.images, 3, 28, 28), generator=generator)
     loop = reference.Inversion(copy.deepcopy(models), LABELS, noise, 0.05, 10.0, 2.5e-5, 2, generator, plain)
-    config = SMALL.config(inversion__iterations=4).inversion
+    config = SMALL.config(
+        inversion__iterations=4, inversion__teachers=teachers, inversion__images_at_once=at_once
+    ).inversion
     last = loop.run(4)
     made = invert(
         bench.ensemble(models), LABELS, 3, range(5), config, torch.Generator().manual_seed(3), bench.compute
@@ -114,7 +123,7 @@ def test_noise_adaptation(bench: Bench, off: float) -> None:
 
 
 @pytest.mark.parametrize("normalisation", ["source", "mixture"])
-@PRECISIONS
+@precisions(0.15)
 def test_inner_and_outer_step(bench: Bench, off: float, normalisation: str) -> None:
     groups, rows = [bench.models(2, seed) for seed in (0, 1)], split_indices(LABELS, 0.8)
     seen = [trajectory(seed) for seed in (0, 1)]
@@ -152,7 +161,7 @@ def test_inner_and_outer_step(bench: Bench, off: float, normalisation: str) -> N
         assert missed(target.parameters, loop.students[k].parameters(), students[k].parameters()) < off
 
 
-@PRECISIONS
+@precisions(0.3)
 def test_personal_distillation(bench: Bench, off: float) -> None:
     data, task = bench.data(24), bench.task(0)
     cluster, own = bench.models(2)
