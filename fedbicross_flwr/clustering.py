@@ -180,6 +180,10 @@ def norm_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
 def parameter_signature(evidence: Evidence, config: ClusteringConfig) -> Signatures:
     """Return points that lie to each other, and to zero, as the vectors of all parameters do: (N, N).
 
+    By K-means they are the paper's ablation after its reference [20] (Ghosh et al., *Robust federated
+    learning in a heterogeneous environment*, arXiv:1906.06629, 2019), who cluster local models too, but by
+    a K-means with robust means, as some of their clients lie; here the means are plain ones.
+
     All that is done with signatures depends on their inner products alone, which take the memory of one
     layer of all models; the vectors themselves, in float64, would take gigabytes at full width.
     """
@@ -229,9 +233,11 @@ def k_means(signatures: Signatures, count: int, config: ClusteringConfig, state:
 def agglomerate(
     signatures: Signatures, count: int, config: ClusteringConfig, state: int
 ) -> NDArray[np.int64]:
-    """Group bottom-up with Ward's linkage (Briggs et al., 2020).
+    """Group bottom-up with Ward's linkage, after Briggs et al., IJCNN 2020, the paper's reference [10].
 
-    With a shared start the distance of two models is the distance of their updates.
+    They cut the tree at a threshold of the distance, here it gives K clusters; and they compare the updates
+    of a round, here the weights are compared. The two differ by the start alone, which leaves all distances
+    as they are where clients share it (``client.initial_weights = "shared"``), and not otherwise.
     """
     model = AgglomerativeClustering(count, linkage="ward").fit(signatures)
     return np.asarray(model.labels_, dtype=np.int64)

@@ -32,7 +32,7 @@ from fedbicross_flwr.config_fedbicross import (
     TeacherConfig,
     split_sizes,
 )
-from fedbicross_flwr.config_readers import FEDBICROSS, reads
+from fedbicross_flwr.config_readers import reads
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.files import expanded
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
@@ -288,7 +288,7 @@ class RunConfig:
     @property
     def needs_subspaces(self) -> bool:
         """Return whether clients send directions of their images besides the model, as PACFL asks."""
-        return self.method == FEDBICROSS and self.clustering.by == "pacfl"
+        return asks_for_subspaces(self.method, self.clustering.by)
 
     @property
     def is_deployment(self) -> bool:
@@ -315,6 +315,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     data = dataclasses.replace(config.data, path=absolute(config.data.path), root=absolute(config.data.root))
     return dataclasses.replace(config, data=data, cache=absolute(config.cache))
+
+
+def asks_for_subspaces(method: str, by: object) -> bool:
+    """Return whether clients of a method send subspaces when ``clustering.by`` is `by`."""
+    return by == "pacfl" and reads(method, "clustering.by")
 
 
 def hash_settings(settings: Mapping[str, Scalar]) -> str:

@@ -180,15 +180,17 @@ class Server:
         Raises
         ------
         FedBiCrossError
-            When no client sent a usable upload, or fewer than there are to be clusters.
+            When no client sent a usable upload, or fewer than there are to be clusters, or when the method
+            changed an upload.
         """
         if not self.uploads:
             reasons = "; ".join(sorted({record.reason for record in self.clients.values()}))
             raise FedBiCrossError(f"no client sent a usable model: {reasons or 'no client answered'}")
         uploads = self.method_uploads()
+        sent = [digest(upload_tensors(upload)) for upload in uploads]
         self.folder.inputs = ",".join(
-            f"{upload.client}:{upload.num_samples}:{digest(upload_tensors(upload))[:16]}"
-            for upload in uploads
+            f"{upload.client}:{upload.num_samples}:{checksum[:16]}"
+            for upload, checksum in zip(uploads, sent, strict=True)
         )
         with (
             cpu_threads(1),
@@ -200,10 +202,27 @@ class Server:
         ):
             task = ServerTask(self.spec, self.config, self.compute, self.progress, self.folder, elsewhere)
             outcome = method_named(self.config.method).serve(uploads, task)
+            self.refuse_changed(uploads, sent)
             quality = synthetic_quality(uploads, outcome, task)
         if quality is not None:
             self.folder.write_json("synthetic.json", asdict(quality))
         return self.take_outcome(outcome)
+
+    def refuse_changed(self, uploads: Sequence[ClientUpload], sent: Sequence[str]) -> None:
+        """Refuse the work of a method that trained what it was to read; `sent` has the uploads' checksums.
+
+        The rows FedAvg-1 and ensemble would be scored with what it left, and kept for other methods.
+        """
+        changed = [
+            str(upload.client)
+            for upload, checksum in zip(uploads, sent, strict=True)
+            if digest(upload_tensors(upload)) != checksum
+        ]
+        if changed:
+            raise FedBiCrossError(
+                f"method = {self.config.method!r} changed the upload of client(s) {', '.join(changed)}, "
+                "which all methods share; let it copy what it trains (copy.deepcopy), or build its own model"
+            )
 
     def take_outcome(self, outcome: ServerOutcome) -> ServerOutcome:
         """Take what a method has learned, and write it down."""

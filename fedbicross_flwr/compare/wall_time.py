@@ -12,8 +12,7 @@ from typing import Final
 from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.variants import CENTRAL
 from fedbicross_flwr.compare.work_log import WorkLog
-from fedbicross_flwr.config import UPLOAD_SECTIONS, RunConfig
-from fedbicross_flwr.config_readers import FEDBICROSS
+from fedbicross_flwr.config import UPLOAD_SECTIONS, RunConfig, asks_for_subspaces
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.settings import walk
@@ -84,8 +83,8 @@ def _whole_log(run: Run, record: RunRecord) -> WorkLog | None:
 
 def _made_uploads(run: Run, record: RunRecord) -> bool:
     """Return whether a run's upload round is what training alone takes: no rounds, no subspaces besides."""
-    ours = run.variant.overrides.get("method") == FEDBICROSS
-    subspaces = ours and record.config.get("clustering.by") == "pacfl"
+    method = str(run.variant.overrides.get("method", run.variant.name))
+    subspaces = asks_for_subspaces(method, record.config.get("clustering.by"))
     if run.variant.name == CENTRAL or _many_rounds(run) or subspaces:
         return False
     log = _whole_log(run, record)

@@ -36,7 +36,7 @@ class ClientUpload:
     num_samples : int
         How many images it holds, its validation images among them.
     state : StateDict
-        f_i.
+        f_i, to be read and not written to: see `ServerTask.load`.
     subspace : Tensor, optional
         With ``clustering.by = "pacfl"`` alone: see `fedbicross_flwr.pacfl`.
     """
@@ -146,6 +146,8 @@ class ServerTask:
 
         On a CPU they are the very ones of `state`, in its layout: with as many uploads as there are clients,
         a copy would double them. A convolution brings them into its own order at each call, whatever theirs.
+        So never train it, and never put it into training mode, where BatchNorm layers renew their statistics:
+        take ``copy.deepcopy`` of it. A run whose method changed an upload is refused.
         """
         model = with_tensors(self.spec, state)
         if self.compute.device.type != "cpu":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from fedbicross_flwr.config import asks_for_subspaces
 from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.report.record import Client, ResultRow, RunRecord, Score
@@ -118,7 +119,7 @@ def exchange(run: RunRecord) -> str:
     sentence = "It trains a model on its own images, sends that model once, and receives one model back"
     if method_of(run) == FEDBICROSS and run.config.get("personal.replay"):
         sentence += ", and synthetic images to rehearse"
-    if method_of(run) == FEDBICROSS and run.config.get("clustering.by") == "pacfl":
+    if asks_for_subspaces(method_of(run), run.config.get("clustering.by")):
         return f"{sentence}. With its model it sends singular vectors of its images; no image leaves it."
     return f"{sentence}; no image leaves it."
 

@@ -21,6 +21,7 @@ from fedbicross_flwr.clustering import (
     SIGNATURES,
     Clustering,
     Evidence,
+    agglomerate,
     by_proximity,
     centroids,
     choose_clusters,
@@ -221,6 +222,17 @@ def test_parameter_signatures_lie_as_the_vectors_of_all_parameters_do() -> None:
     np.testing.assert_allclose(points @ points.T, (vectors @ vectors.T).numpy(), rtol=1e-9)
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.testing.assert_allclose(distances, torch.cdist(vectors, vectors).numpy(), rtol=1e-6, atol=1e-9)
+
+
+def test_from_a_shared_start_weights_are_grouped_as_updates_are() -> None:
+    models = [smooth_net(seed) for seed in range(7)]
+    vectors = torch.stack([parameters_to_vector(model.parameters()) for model in models]).detach().double()
+    updates = (vectors - 3.0 * noise(vectors.shape[1], seed=1)).numpy()
+    config = ClusteringConfig(by="hierarchical")
+    weights = SIGNATURES["hierarchical"](Evidence(models, torch.zeros(7, 1, 3), []), config)
+    for count in range(2, 7):
+        found, expected = (tidy(agglomerate(one, count, config, 0), count) for one in (weights, updates))
+        assert found == expected and len({*found}) == count
 
 
 def test_pacfl_s_silhouette_is_that_of_its_distances() -> None:

@@ -14,8 +14,11 @@ from tiny import CPU, all_equal, blobs, generator, noise, settings, task, tiny_s
 from tiny import one_thread as one_thread
 from torch import nn
 
+from fedbicross_flwr.distillation import fine_tune, personalise
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.models import StateDict, build_model, load_state, state_of
+from fedbicross_flwr.seeds import derive_seed
+from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.training import (
     SCHEDULES,
     Best,
@@ -177,6 +180,28 @@ def test_one_seed_gives_one_model() -> None:
     assert torch.equal(torch.get_rng_state(), kept), "nothing is drawn from the global generator"
     assert not all_equal(first.state, trained(client__augment=True, seed=1).state)
     assert not all_equal(first.state, trained(client__augment=False).state)
+
+
+def before_and_after(stage: str) -> tuple[StateDict, StateDict]:
+    """Where a stage of a client's training starts, and what it makes of that."""
+    # Weight decay would change what no gradient reaches.
+    options: dict[str, Any] = {"client__weight_decay": 0.0, "personal__epochs": 2, "personal__lr": 0.05}
+    work, data = task(settings(**QUICK | options)), blobs(24)
+    start = state_of(build_model(tiny_spec(), derive_seed(work.config.seed, "initial-weights", None)))
+    if stage == "training":
+        return start, train_client(data, work).state
+    if stage == "fine-tuning":
+        return start, fine_tune(data, start, work)
+    own = state_of(build_model(tiny_spec(), 7))
+    return start, personalise(data, Shipment(start), own, work)
+
+
+@pytest.mark.parametrize("stage", ["training", "fine-tuning", "personalisation"])
+def test_every_parameter_is_trained_the_classifier_s_too(stage: str) -> None:
+    before, after = before_and_after(stage)
+    names = {name for name, _ in build_model(tiny_spec(), 0).named_parameters()}
+    assert {"fc.weight", "fc.bias"} < names
+    assert not {name for name in names if torch.equal(before[name], after[name])}
 
 
 @pytest.mark.parametrize("start", ["shared", "independent"])

@@ -15,6 +15,7 @@ from snippets import blocks
 
 import fedbicross_flwr
 from fedbicross_flwr.artifacts import read_tensors
+from fedbicross_flwr.runs.code_version import code_fingerprint
 
 ROOT = Path(fedbicross_flwr.__file__).parents[1]
 SMALL = """
@@ -30,12 +31,33 @@ clustering.num_probes = 8
 personal.epochs = 1
 runtime.device = "cpu"
 """
+CELL = "phantom-N3-alphainf"
 LIST_END = ')\n"""In the order of the tables."""'
 
 
 def shown(language: str) -> str:
     """Return the page's first block in a language."""
     return next(block.text for block in blocks(language) if block.page.name == "extending.md")
+
+
+def python(home: Path, *words: str) -> str:
+    """Return what Python says with the package of a folder."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(home)},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    ).stdout
+
+
+def compare(home: Path, methods: str, out: str, *words: str) -> Path:
+    """Make a small comparison of one seed with the package of a folder."""
+    asked = ("--methods", methods, "--seeds", "1", "--config", "small.toml", "--out", out, *words)
+    python(home, "-m", "fedbicross_flwr", "compare", *asked)
+    return home / out
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +72,19 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert listed.count(LIST_END) == 1
     names.write_text(listed.replace(LIST_END, f"    {shown('text').strip()}\n{LIST_END}"), encoding="utf-8")
     (home / "small.toml").write_text(SMALL, encoding="utf-8")
-    words = ["compare", "--methods", "clustered-fedavg,fedavg", "--seeds", "1", "--config", "small.toml"]
-    subprocess.run(
-        [sys.executable, "-m", "fedbicross_flwr", *words, "--out", "runs"],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(home)},
-        check=True,
-        timeout=300,
-    )
-    return home / "runs"
+    return compare(home, "clustered-fedavg,fedavg", "runs")
+
+
+@pytest.fixture(scope="module")
+def by_pacfl(compared: Path) -> Path:
+    """The folder of a comparison by PACFL's clusters, whose clients the page's method trained."""
+    for methods in ("clustered-fedavg", "clustered-fedavg,fedavg"):
+        out = compare(compared.parent, methods, "pacfl", "--set", "clustering.by=pacfl")
+    return out
 
 
 def test_the_example_runs_and_averages_each_cluster(compared: Path) -> None:
-    run = compared / "phantom-N3-alphainf" / "clustered-fedavg" / "seed-0"
+    run = compared / CELL / "clustered-fedavg" / "seed-0"
     rows = [row["name"] for row in json.loads((run / "metrics.json").read_text())["rows"]]
     assert rows[-2:] == ["FedAvg-1 in clusters", "FedAvg-1 in clusters, fine-tuned"]
     clustering = json.loads((run / "clustering.json").read_text())
@@ -86,13 +108,25 @@ def test_the_example_stands_in_the_comparison(compared: Path) -> None:
 
 def test_the_example_has_its_line_in_accuracy_by_alpha(compared: Path) -> None:
     asked = "from fedbicross_flwr.compare.figures.by_alpha import SHOWN; print(*SHOWN)"
-    home = compared.parent
-    said = subprocess.run(
-        [sys.executable, "-c", asked],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(home)},
-        check=True,
-        capture_output=True,
-        text=True,
+    assert python(compared.parent, "-c", asked).split()[0] == "clustered-fedavg"
+
+
+def test_the_example_makes_the_program_another_version(compared: Path) -> None:
+    run = compared / CELL / "clustered-fedavg" / "seed-0"
+    assert json.loads((run / "run.json").read_text())["versions"]["code"] != code_fingerprint()
+
+
+def test_the_example_clusters_by_pacfl_too(by_pacfl: Path) -> None:
+    run = by_pacfl / CELL / "clustered-fedavg" / "seed-0"
+    assert json.loads((run / "clustering.json").read_text())["clusters"] == 2
+    assert len([*run.glob("uploads/subspace-*.safetensors")]) == 3
+    assert not [*by_pacfl.glob(f"{CELL}/fedavg/seed-0/uploads/subspace-*")]
+
+
+def test_training_beside_subspaces_is_not_taken_for_training_alone(by_pacfl: Path) -> None:
+    asked = (
+        "from pathlib import Path; from fedbicross_flwr.compare.collect import collect; "
+        "from fedbicross_flwr.compare.wall_time import wall_seconds; "
+        "(cell,) = collect(Path('pacfl')).cells; print(*(name for name, _ in wall_seconds(cell)))"
     )
-    assert said.stdout.split()[0] == "clustered-fedavg"
+    assert python(by_pacfl.parent, "-c", asked).split() == ["clustered-fedavg"]

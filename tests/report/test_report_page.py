@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -306,6 +307,10 @@ def test_what_is_sent_is_said_as_it_is(make_run: MakeRun) -> None:
     )
     assert "With its model it sends singular vectors of its images" in sentence(pacfl)
     assert "singular vectors that each client computes" in clustering_text(load_run(pacfl))
+    one = load_run(pacfl)
+    for method, sends in (("clustered-fedavg", True), ("fedavg", False)):  # one of one's own, and one of ours
+        run = dataclasses.replace(one, config={**one.config, "method": method})
+        assert ("singular vectors" in exchange(run)) is sends
 
 
 def test_a_central_model_is_no_federation(make_run: MakeRun) -> None:
