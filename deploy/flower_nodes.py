@@ -11,6 +11,7 @@ import hashlib
 import io
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 from cryptography.hazmat.primitives import serialization
@@ -73,11 +74,25 @@ def client_of(connection: str) -> ControlHttpClient:
         When the certificate that the connection names cannot be used.
     """
     known = read_superlink_connection(connection)
+    if known.root_certificates:
+        check_certificate(Path(known.root_certificates))
+    # It prints which SuperLink it is about to ask.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return init_http_client_from_connection(known)
+
+
+def check_certificate(path: Path) -> None:
+    """Read a certificate as Flower will, whose errors do not tell what they are about.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it cannot be used.
+    """
     try:
-        # It prints which SuperLink it is about to ask.
-        with contextlib.redirect_stdout(io.StringIO()):
-            return init_http_client_from_connection(known)
-    except (ValueError, ssl.SSLError) as error:
+        text = path.read_bytes().decode("ascii")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise FedBiCrossError(
             f"the centre's ca.crt cannot be used ({said}): put it back as make-ca made it"

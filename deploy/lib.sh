@@ -59,6 +59,7 @@ quietly() { # quietly WHAT PROGRAM ARGUMENTS... : run the program; die with WHAT
 
 make_folder() {
     local said
+    not_as_root_for_another "$1"
     said="$(mkdir -p "$1" 2>&1)" ||
         die "cannot make the folder $1: ${said##*: }; name another, or check the path and its permissions"
 }
@@ -66,7 +67,6 @@ make_folder() {
 # Files are made here and then renamed to where they belong, so that nothing is ever there by half.
 make_work_folder() { # make_work_folder FOLDER : sets $work, a folder in FOLDER that goes when the script ends
     make_folder "$1"
-    not_as_root_for_another "$1"
     work="$(mktemp -d "$1/.new.XXXXXX" 2> /dev/null)" || cannot_write_in "$1"
     trap 'rm -rf "$work"' EXIT
 }
@@ -118,12 +118,14 @@ is_loopback() {
 }
 
 # Files that root makes in another's folder are root's, and their owner could go on with nothing.
-not_as_root_for_another() { # not_as_root_for_another FOLDER
-    local owner
+not_as_root_for_another() { # not_as_root_for_another FOLDER : of one that is to be made, the folder around it counts
+    local folder="$1" owner
     [ "$(id -u)" = 0 ] || return 0
-    owner="$(stat -L -c %U "$1" 2> /dev/null || stat -L -f %Su "$1")"
-    [ "$owner" != UNKNOWN ] || owner="#$(stat -L -c %u "$1")" # as sudo has it
-    [ "$owner" = root ] || die "$1 belongs to $owner, who could not use what root makes in it: sudo -u $owner does this"
+    while [ ! -e "$folder" ]; do folder="$(dirname "$folder")"; done
+    owner="$(stat -L -c %U "$folder" 2> /dev/null || stat -L -f %Su "$folder")"
+    [ "$owner" != UNKNOWN ] || owner="'#$(stat -L -c %u "$folder")'" # as sudo has it, and no comment to a shell
+    [ "$owner" = root ] ||
+        die "$folder belongs to $owner, who could not use what root makes in it: sudo -u $owner does this"
 }
 
 covered_by() { # covered_by CERTIFICATE HOST : whether a certificate is for a name or an address

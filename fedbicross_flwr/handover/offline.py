@@ -98,7 +98,7 @@ def own_images(path: Path, handover: Handover) -> ClientImages:
 
 
 def check_own(handover: Handover, data: Path, folder: Path, fits: bool) -> None:
-    """Refuse a store whose f_i is another's: training again would overwrite it.
+    """Refuse a store whose f_i is another's: store, images or hand-over are most likely another site's.
 
     Parameters
     ----------
@@ -124,5 +124,5 @@ def check_own(handover: Handover, data: Path, folder: Path, fits: bool) -> None:
         )
     raise FedBiCrossError(
         f"{path} is not the model that {handover.site} sent in this run; is the hand-over for this site? "
-        "Give that site's store, or an empty folder to train its model again"
+        "Give that site's store or, if its model is no longer there, an empty folder to train it again"
     )

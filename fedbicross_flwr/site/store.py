@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,13 @@ PERSONAL = "personal.safetensors"
 SCORES = "scores.json"
 FORMER = "former"
 """The folder in a site's store for the models that another run replaced, each under its key."""
+
+FORMER_KEPT = 4
+"""How many former f_i, and how many former personal models, a site keeps: those that were used last.
+
+Runs that take turns at a site find their f_i again. More of them would fill its disk, and models trained on
+images that the site has removed since would never go.
+"""
 
 RowScores = dict[str, dict[str, Scores]]
 """Row key -> protocol -> metrics."""
@@ -72,8 +81,8 @@ class SiteStore:
             "chosen_epoch": str(model.chosen_epoch),
             "validation_accuracy": json.dumps(list(model.validation_accuracy)),
         }
-        self.keep_former(LOCAL, (), key)
-        save_model(self.own(key) / LOCAL, spec, model.state, self.class_names, **facts)
+        with self.keeping_former(LOCAL, (), key):
+            save_model(self.own(key) / LOCAL, spec, model.state, self.class_names, **facts)
 
     def local(self, key: str) -> LocalModel | None:
         """Return f_i if it was trained under this key, now or before another one; a damaged file is none.
@@ -86,6 +95,7 @@ class SiteStore:
         for path in (self.own(key) / LOCAL, self.former(key) / LOCAL):
             kept = read_whole(path)
             if kept and kept[1].get("key") == key:
+                note_use(path)
                 return local_model(*kept)
         return None
 
@@ -93,21 +103,32 @@ class SiteStore:
         """Return where a model is kept once one of another key is in its place."""
         return self.folder / FORMER / short_hash(key)
 
-    def keep_former(self, name: str, beside: tuple[str, ...], key: str) -> None:
-        """Copy a whole model of another key, and what belongs to it, before it is replaced.
+    @contextmanager
+    def keeping_former(self, name: str, beside: tuple[str, ...], key: str) -> Iterator[None]:
+        """Keep a whole model of another key, and what belongs to it, while it is replaced."""
+        copies: dict[Path, bytes] = {}
+        # What replaces it may be the work of hours: it is written even if the former model cannot be kept.
+        with suppress(OSError, FedBiCrossError):
+            kept = read_whole(self.folder / name) if self.keeps_former else None
+            if kept and (old := kept[1].get("key", "")) != key:
+                for one in (name, *beside):
+                    file, to = self.folder / one, self.former(old) / one
+                    if file.is_file() and not link(file, to):
+                        copies[to] = file.read_bytes()
+        yield
+        # Copies, where there are no links; not before, as they could take the room that the new model needs.
+        with suppress(FedBiCrossError):
+            for to, content in copies.items():
+                write_bytes(to, content)
+        self.forget(name)
 
-        Raises
-        ------
-        FedBiCrossError
-            When there is no room for it, or it may not be read; the model is where it was.
-        """
-        if not self.keeps_former:
-            return
-        kept = read_whole(self.folder / name)
-        if kept and (old := kept[1].get("key", "")) != key:
-            for one in (name, *beside):
-                if (self.folder / one).is_file():
-                    write_bytes(self.former(old) / one, (self.folder / one).read_bytes())
+    def forget(self, name: str) -> None:
+        """Delete the former models of a name, but for the `FORMER_KEPT` that were used last."""
+        # Another process may do the same at this very moment.
+        with suppress(OSError):
+            folders = [path.parent for path in self.folder.glob(f"{FORMER}/*/{name}")]
+            for folder in sorted(folders, key=lambda one: one.stat().st_mtime_ns)[:-FORMER_KEPT]:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def sent(self, upload: str, images: str) -> LocalModel | None:
         """Return f_i if its tensors have this checksum and it was trained on these images, now or before.
@@ -120,6 +141,7 @@ class SiteStore:
             except FedBiCrossError:
                 continue
             if digest(state) == upload and facts.get("images") == images:
+                note_use(path)
                 return local_model(state, facts)
         return None
 
@@ -145,9 +167,9 @@ class SiteStore:
         In a shared cache it is noted beside f_i (known as `local`) where they are.
         """
         facts = {"key": key, "temperature": repr(temperature)}
-        self.keep_former(PERSONAL, (SCORES,), key)
-        save_model(self.folder / PERSONAL, spec, state, self.class_names, **facts)
-        write_scores(self.folder / SCORES, scores, key)
+        with self.keeping_former(PERSONAL, (SCORES,), key):
+            save_model(self.folder / PERSONAL, spec, state, self.class_names, **facts)
+            write_scores(self.folder / SCORES, scores, key)
         if self.cache:
             note = json.dumps({"folder": str(self.folder.resolve())})
             write_bytes(self.personal_note(local, key), note.encode())
@@ -179,6 +201,27 @@ class SiteStore:
             return Path(json.loads(self.personal_note(local, key).read_text(encoding="utf-8"))["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def link(file: Path, to: Path) -> bool:
+    """Give a file another name as well, which takes no room; return whether its file system can.
+
+    It stays as it is when `write_bytes` puts another in its place, which is renamed to the first name.
+    """
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.unlink(missing_ok=True)
+        # Of a symbolic link, it is the file behind it that will be replaced.
+        os.link(os.path.realpath(file), to)
+    except OSError:
+        return False
+    return True
+
+
+def note_use(path: Path) -> None:
+    """Give the folder of a model the present time: in `FORMER` it decides what is deleted."""
+    with suppress(OSError):
+        os.utime(path.parent)
 
 
 def local_model(state: StateDict, facts: Mapping[str, str]) -> LocalModel:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from federation import SCRIPTS
 from flower_nodes import Node
+from flwr.cli.typing import SuperLinkConnection
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedbicross_flwr.errors import FedBiCrossError
@@ -183,3 +184,22 @@ def test_fingerprints_are_those_of_ssh_keygen(centre: Centre) -> None:
     kept = public_key_to_bytes(key)
     assert flower_nodes.fingerprint(kept) == register_site.fingerprint_of(centre.key("north"))
     assert flower_nodes.fingerprint(b"none") == "-"
+
+
+def test_an_error_that_is_not_the_certificate_s_is_not_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert subprocess.run([SCRIPTS / "make-ca", tmp_path], capture_output=True, check=False).returncode == 0
+    connection = SuperLinkConnection("centre", "127.0.0.1:1", str(tmp_path / "ca.crt"))
+
+    def broken(known: SuperLinkConnection) -> None:
+        raise ValueError("of another matter")
+
+    monkeypatch.setattr(flower_nodes, "read_superlink_connection", lambda name: connection)
+    flower_nodes.client_of("centre").close()
+    monkeypatch.setattr(flower_nodes, "init_http_client_from_connection", broken)
+    with pytest.raises(ValueError, match="of another matter"):
+        flower_nodes.client_of("centre")
+    (tmp_path / "ca.crt").unlink()
+    with pytest.raises(FedBiCrossError, match=r"ca\.crt cannot be used .*No such file"):
+        flower_nodes.client_of("centre")

@@ -417,6 +417,29 @@ def test_root_does_not_work_in_the_folder_of_another_user(words: str, tmp_path: 
     assert contents(folder) == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "start-superlink FOLDER/new --insecure --host 127.0.0.1",
+        "start-supernode FOLDER/new --superlink 127.0.0.1:1 --name n --data FOLDER --insecure --once",
+        "start-supernode OWN --superlink 127.0.0.1:1 --name n --data FOLDER --insecure --store FOLDER/new",
+        "make-ca FOLDER/new/centre",
+        "make-site-key FOLDER/new north",
+    ],
+)
+def test_root_makes_no_folder_in_that_of_another_user(words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    # No name belongs to this number, and a shell takes an unquoted # for the begin of a comment.
+    os.chown(folder, 54321, -1)
+    words = words.replace("FOLDER", str(folder)).replace("OWN", str(tmp_path / "own"))
+    code, _, said = run(*words.split(), FEDBICROSS_PYTHON="/nowhere/python")
+    assert code == 2 and said.count("\n") == 1, said
+    assert f"{folder} belongs to '#54321', who" in said and "sudo -u '#54321' does this" in said
+    assert not [*folder.iterdir()]
+
+
 @pytest.mark.parametrize(
     "script",
     sorted(path.name for path in SCRIPTS.iterdir() if path.is_file() and not path.suffix),

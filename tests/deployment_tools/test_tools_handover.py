@@ -366,7 +366,10 @@ def test_another_site_s_store_is_left_as_it_is(
     store = copy_of(other, tmp_path / "store")
     before = {path.name: path.read_bytes() for path in store.iterdir()}
     answer = personalize(command, given / "handover", key, own, store)
-    answer.is_refusal("local.safetensors is not the model that client-01 sent", "empty folder")
+    answer.is_refusal(
+        "local.safetensors is not the model that client-01 sent",
+        "Give that site's store or, if its model is no longer there, an empty folder to train it again",
+    )
     assert {path.name: path.read_bytes() for path in store.iterdir()} == before
     # The right store, but images that its model was not trained on.
     store = copy_of(finished() / "sites" / "client-01", tmp_path / "own-store")
