@@ -26,11 +26,18 @@ def table(
     out: Out = OUT,
     format: Annotated[str, typer.Option(help="markdown, csv or latex.")] = FORMATS[0],
     scale: Scale = "",
+    against: Annotated[
+        str,
+        typer.Option(help="Of a cell, print the paired tests against this method instead.", metavar="METHOD"),
+    ] = "",
 ) -> None:
     """Print table I, II or III of the paper, its figures beside those of the runs that are there.
 
     A cell's name, such as phantom-N5-alpha0.3, prints that cell's table.
     """
+    if against:
+        print(against_text(name, out, against, scale))
+        return
     if format not in FORMATS:
         raise FedBiCrossError(
             f"--format {format!r} is unknown{near_names(format, FORMATS)}; there are {', '.join(FORMATS)}"
@@ -89,6 +96,35 @@ def runs_in(out: Path, scale: str) -> Comparison:
 
     comparison = collect(out)
     return at_scale(comparison, scale) if scale else comparison
+
+
+def against_text(name: str, out: Path, against: str, scale: str = "") -> str:
+    """Return a line for each paired test of FedBiCross against another method of a cell.
+
+    Raises
+    ------
+    FedBiCrossError
+        When there is no such cell, or either of the two methods has no runs in it that share a seed.
+    """
+    from fedbicross_flwr.compare.lines import PERSONAL, lines_of
+    from fedbicross_flwr.compare.paired import tests_against
+
+    cells = {one.cell.name: one for one in runs_in(out, scale).cells}
+    if name not in cells:
+        raise FedBiCrossError(
+            f"{name} is no cell of {out}{near_names(name, cells)}; there are {', '.join(cells)}"
+        )
+    lines = lines_of(cells[name])
+    tests = tests_against(lines, against)
+    if not tests:
+        run = sorted(
+            {line.variant for line in lines if line.role == PERSONAL and line.seeds} - {"fedbicross"}
+        )
+        raise FedBiCrossError(
+            f"--against {against!r}: {name} has no seeds of it and of fedbicross{near_names(against, run)}; "
+            f"there are {', '.join(run)}"
+        )
+    return "\n".join(f"- {test.sentence}" for test in tests)
 
 
 def table_text(name: str, out: Path, format: str, scale: str = "") -> str:

@@ -34,7 +34,7 @@ class PairedTest:
     measure : {"global", "local", "both"}
         Which accuracy of a client.
     ours, other, reason : str
-        Titles, and why it is this other one.
+        Titles, and why it is this other one; no reason where it was named.
     pairs, ahead, seeds : int
         Pairs of (seed, client), those in which ours is higher, and the seeds that they come from.
     difference : float
@@ -71,8 +71,9 @@ class PairedTest:
         """The whole finding."""
         test = "" if self.p is None else f"Wilcoxon signed-rank, two-sided, p = {_p(self.p)}: "
         measure = MEASURES[self.measure]
+        reason = f" ({self.reason})" if self.reason else ""
         return (
-            f"{measure[0].upper()}{measure[1:]}: {self.ours} minus {self.other} ({self.reason}) is "
+            f"{measure[0].upper()}{measure[1:]}: {self.ours} minus {self.other}{reason} is "
             f"{_points(self.difference)} points, n = {count(self.pairs, 'pair')} "
             f"({count(self.seeds, 'seed')}), higher in {self.ahead}; {test}{self.verdict}."
         )
@@ -101,6 +102,17 @@ def paired_tests(lines: Sequence[Line]) -> tuple[PairedTest, ...]:
         if control is not None and _pairs(ours, control, measure):
             found.append(paired_test(ours, control, measure, "the control"))
     return tuple(found)
+
+
+def tests_against(lines: Sequence[Line], variant: str) -> tuple[PairedTest, ...]:
+    """Test FedBiCross against one other method, an ablation of it among them, by what clients end up with.
+
+    There is no test where either side was not run.
+    """
+    ours, other = line_of(lines, FEDBICROSS, PERSONAL), line_of(lines, variant, PERSONAL)
+    if ours is None or other is None or variant == FEDBICROSS:
+        return ()
+    return tuple(paired_test(ours, other, measure) for measure in MEASURES if _pairs(ours, other, measure))
 
 
 def paired_test(ours: Line, other: Line, measure: str, reason: str = "") -> PairedTest:

@@ -11,9 +11,11 @@ from comparison_builder import build_comparison
 from scipy import stats
 
 from fedbicross_flwr.compare.collect import collect
-from fedbicross_flwr.compare.lines import PERSONAL, Line, SeedScores
+from fedbicross_flwr.compare.commands import against_text
+from fedbicross_flwr.compare.lines import PERSONAL, Line, SeedScores, line_of, lines_of
 from fedbicross_flwr.compare.paired import MEASURES, MIN_PAIRS, paired_test, paired_tests
 from fedbicross_flwr.compare.tables import comparison_table
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.record import Score
 
 
@@ -55,6 +57,23 @@ def test_the_paired_test_is_scipys(tmp_path: Path, measure: str) -> None:
         f"n = 15 pairs (3 seeds), higher in {test.ahead}; Wilcoxon signed-rank, two-sided, p = "
         in test.sentence
     )
+
+
+def test_any_method_of_a_cell_can_be_tested_against(tmp_path: Path) -> None:
+    out, cell = (
+        build_comparison(tmp_path, variants=("fedbicross", "fedbicross-uniform")),
+        "phantom-N5-alpha0.3",
+    )
+    lines = lines_of(collect(out).cells[0])
+    ours, other = (line_of(lines, name, PERSONAL) for name in ("fedbicross", "fedbicross-uniform"))
+    assert ours and other
+    expected = [paired_test(ours, other, measure).sentence for measure in MEASURES]
+    assert against_text(cell, out, "fedbicross-uniform") == "\n".join(f"- {one}" for one in expected)
+    assert "FedBiCross minus FedBiCross, uniform weights is" in expected[0]
+    with pytest.raises(FedBiCrossError, match=r"has no seeds of it .*did you mean fedbicross-uniform"):
+        against_text(cell, out, "fedbicross-unifrom")
+    with pytest.raises(FedBiCrossError, match=r"is no cell of .*did you mean phantom-N5-alpha0\.3"):
+        against_text("phantom-N5-alpha.3", out, "fedbicross-uniform")
 
 
 def test_too_few_pairs_get_no_p() -> None:
