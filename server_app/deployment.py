@@ -38,7 +38,7 @@ class Deployment:
     poll : float
         Seconds between two looks.
     patience : float
-        Seconds that an answer is waited for once it has begun to come; see `Nodes.pulled`.
+        Seconds that an answer is waited for once it has begun to come; see `Nodes.answers`.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Deployment:
         if isinstance(message, str):
             self.turn_away(node, message)
             return
-        if is_lost(message):
+        if is_lost(node, message):
             self.take_loss(node, message.error.reason or "no reason given")
             return
         if message.has_error():
@@ -232,6 +232,9 @@ class Deployment:
     def take_loss(self, node: Node, said: str) -> None:
         """Note that a reply broke off on its way; it is asked for again, as one lost with its node."""
         who = self.name_of(node)
+        if not self.nodes.is_free(node) or self.has_all(node):  # it began anew, and was asked anew
+            log(INFO, "%s is not asked again for what was lost: %s", who, harmless(said))
+            return
         if BROKEN_OFF not in said:  # gone, or the question was too old
             log(INFO, "%s is asked again: %s", who, harmless(said))
             return
@@ -241,6 +244,12 @@ class Deployment:
             self.note(reason)
         else:
             log(WARNING, "%s (%s times by now)", reason, node.lost)
+
+    def has_all(self, node: Node) -> bool:
+        """Return whether all is here that a node's site was asked for: its upload, its model's scores."""
+        if node.client is None or node.client not in self.server.uploads:
+            return False
+        return self.server.is_done(node.client) or not self.server.was_shipped(node.client)
 
     def name_of(self, node: Node) -> str:
         """Return what a node is called: its site's name, as it said or as it is registered, or its number."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from threading import Thread
 
@@ -134,7 +134,14 @@ class Nodes:
     def answers(self, patience: float | None = None) -> Iterator[tuple[Node, Message | str]]:
         """Yield the answers that are there; one that was lost, with its node or on its way, is an error.
 
-        One after the other: Flower drops an answer once it is pulled, so each is dealt with before the next.
+        All are pulled side by side, and each is dealt with as it comes. Flower hands out an answer whose
+        sender has only begun to send it, and then waits for the rest for up to two hours: a site with a slow
+        line, or one that means harm, would keep all others waiting, and the windows open. Such an answer is
+        left to its thread, and looked for again.
+
+        Flower drops an answer once it is pulled. One that is not dealt with yet lies in memory alone: if the
+        server is killed then, its site has to be asked again.
+
         In the place of one that Flower cannot put together stands what is wrong with it. A node whose answer
         was lost is free again.
 
@@ -144,26 +151,28 @@ class Nodes:
             Another one than usual.
         """
         deadline = time.monotonic() + (self.patience if patience is None else patience)
-        for message_id in list(self.waiting):
-            for message in self.pulled(message_id, deadline):
+        earlier = set(self.pulls)
+        under_way = {self.pulls.get(one) or self.start_pull(one): one for one in self.waiting}
+        while wait(under_way, max(deadline - time.monotonic(), 0.0), FIRST_COMPLETED).done:
+            pull = next(one for one in under_way if one.done())
+            message_id = under_way.pop(pull)
+            del self.pulls[message_id]
+            messages = pull.result()
+            if not messages and message_id in earlier:
+                # It says what was so at an earlier look; the answer may have come since.
+                earlier.remove(message_id)
+                under_way[self.start_pull(message_id)] = message_id
+            for message in messages:
                 node = self.waiting.pop(message_id)
                 node.asked = any(one is node for one in self.waiting.values())
                 yield node, message
 
-    def pulled(self, message_id: str, deadline: float) -> list[Message | str]:
-        """Return the answer to a message, if it is here before a time of the monotonic clock.
-
-        Flower hands out an answer whose sender has only begun to send it, and then waits for the rest for up
-        to two hours. A site with a slow line, or one that means harm, would keep all others waiting, and the
-        windows open: then such an answer is left to its thread, and looked for again.
-        """
-        if message_id not in self.pulls:
-            self.pulls[message_id] = Future()
-            # A daemon, as the process ends with the run; what Flower waits for ends with its connection.
-            Thread(target=self.pull, args=(message_id, self.pulls[message_id]), daemon=True).start()
-        if wait([self.pulls[message_id]], max(deadline - time.monotonic(), 0.0)).not_done:
-            return []
-        return self.pulls.pop(message_id).result()
+    def start_pull(self, message_id: str) -> Future[list[Message | str]]:
+        """Begin to pull the answer to a message; nothing comes of it while there is none."""
+        self.pulls[message_id] = Future()
+        # A daemon, as the process ends with the run; what Flower waits for ends with its connection.
+        Thread(target=self.pull, args=(message_id, self.pulls[message_id]), daemon=True).start()
+        return self.pulls[message_id]
 
     def pull(self, message_id: str, answer: Future[list[Message | str]]) -> None:
         """Pull the answer to a message; a connection that fails is raised where the answer is looked at."""
@@ -175,6 +184,11 @@ class Nodes:
             answer.set_exception(error)
 
 
-def is_lost(message: Message) -> bool:
-    """Return whether a message stands for one that was lost with its node, or on its way."""
-    return bool(message.has_error() and message.error.code in GONE)
+def is_lost(node: Node, message: Message) -> bool:
+    """Return whether a message stands for one of a node's that was lost with it, or on its way.
+
+    Flower says so in the SuperLink's name; an error in the node's own is its answer, whatever the code. Only
+    a site that means harm writes the other name into its answer: Flower checks what it is sent in, not that.
+    """
+    is_own = message.metadata.src_node_id == node.id
+    return bool(message.has_error() and message.error.code in GONE and not is_own)

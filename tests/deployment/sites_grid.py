@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -53,6 +54,7 @@ class SitesGrid(NoGrid):
         self.pushed: dict[str, Message] = {}
         self.sent: list[Message] = []
         self.replies: list[tuple[int, Message]] = []
+        self.turn = Lock()
 
     def get_node_ids(self) -> Iterable[int]:
         return [info.node_id for info in self.get_nodes()]
@@ -98,7 +100,8 @@ class SitesGrid(NoGrid):
         """Do what a node does; an exception becomes an error reply, None is a node that is still at work."""
         context = Context(RUN_ID, node.id, node.config, RecordDict(), dict(self.config.flat()))
         try:
-            reply = client_app(message, context)
+            with self.turn:  # all are pulled side by side; one that trains has the machine to itself
+                reply = client_app(message, context)
         except Exception as error:
             text = f"{type(error)}:<'{error}'>"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=message)
@@ -125,6 +128,12 @@ def unavailable(
         ttl=1.0,
     )
     return make_message(metadata=metadata, error=Error(code, reason))
+
+
+def in_its_own_name(message: Message, node_id: int) -> Message:
+    """The same as a reply that the node itself has sent."""
+    message.metadata.__dict__["_src_node_id"] = node_id
+    return message
 
 
 def identify() -> None:

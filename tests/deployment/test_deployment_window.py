@@ -24,11 +24,11 @@ from site_runs import (
     states,
     without,
 )
-from sites_grid import node_for, unavailable
+from sites_grid import in_its_own_name, node_for, unavailable
 
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.progress import EventLog
-from server_app.nodes import MARGIN
+from server_app.nodes import ATTEMPTS, MARGIN
 
 
 def is_reference(folder: Path, sites: Path) -> None:
@@ -62,6 +62,12 @@ def test_a_node_that_dies_at_work_is_asked_again_when_it_is_back(tmp_path: Path)
     assert "broke off" not in (tmp_path / "run" / "progress.jsonl").read_text()
 
 
+def broken_off(reply: Message) -> Message:
+    """What Flower says in the place of a reply whose sender stopped in the middle of it."""
+    said = "Reply message objects are unavailable. The sender may not have completed the upload."
+    return unavailable(reply, ErrorCode.MESSAGE_UNAVAILABLE, said)
+
+
 def test_an_upload_that_broke_off_is_named_and_asked_for_again(tmp_path: Path) -> None:
     nodes = make_sites(tmp_path)
     sent: list[Message] = []
@@ -70,8 +76,7 @@ def test_an_upload_that_broke_off_is_named_and_asked_for_again(tmp_path: Path) -
         sent.append(reply)
         if len(sent) > 2:
             return reply
-        said = "Reply message objects are unavailable. The sender may not have completed the upload."
-        return unavailable(reply, ErrorCode.MESSAGE_UNAVAILABLE, said)
+        return broken_off(reply)
 
     nodes[1].change = change
     deploy(deployed(tmp_path / "run"), nodes)
@@ -79,6 +84,49 @@ def test_an_upload_that_broke_off_is_named_and_asked_for_again(tmp_path: Path) -
     is_reference(tmp_path / "run", tmp_path)
     told = f"what node {nodes[1].id} sent broke off on its way, and is asked for again"
     assert (tmp_path / "run" / "progress.jsonl").read_text().count(told) == 1
+
+
+@pytest.mark.parametrize("when", ["asked-anew", "upload-is-here", "gone-since"])
+def test_an_upload_that_broke_off_when_it_was_asked_for_anew_is_not_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    """The node began anew in the middle of its upload; what became of that is known minutes later."""
+    nodes = make_sites(tmp_path)
+    folder = tmp_path / "run"
+    sent: list[Message] = []
+    may_break_off, may_arrive = threading.Event(), threading.Event()
+    is_time = {
+        "asked-anew": lambda: len(sent) > 1,
+        "upload-is-here": (folder / "uploads" / "client-01.safetensors").exists,
+        "gone-since": (folder / "outcome.json").exists,
+    }[when]
+    who = f"node {nodes[1].id}" if when == "asked-anew" else "site south"
+
+    def change(reply: Message) -> Message:
+        sent.append(reply)
+        if len(sent) == 1:
+            may_break_off.wait(120)
+            return broken_off(reply)
+        may_arrive.wait(120)
+        return reply
+
+    def script(look: int) -> None:
+        is_told = f"{who} is not asked again for what was lost" in caplog.text
+        if sent and nodes[1].activated == "first":
+            nodes[1].come_back()
+        if is_time():
+            may_break_off.set()
+            nodes[1].online = when != "gone-since" or is_told
+        if is_told or when != "asked-anew":
+            may_arrive.set()
+        nodes[2].online = is_told or when == "gone-since"  # else it keeps the window open
+
+    nodes[1].change = change
+    with caplog.at_level("INFO"):
+        deploy(deployed(folder, deployment__upload_window=60.0), nodes, script, patience=0.2)
+    assert nodes[1].asked == ["train", "train", "train.personalise"]
+    assert "broke off" not in (folder / "progress.jsonl").read_text()
+    is_reference(folder, tmp_path)
 
 
 def test_an_upload_that_comes_slowly_keeps_neither_the_others_nor_the_window_waiting(tmp_path: Path) -> None:
@@ -102,6 +150,37 @@ def test_an_upload_that_comes_slowly_keeps_neither_the_others_nor_the_window_wai
     assert set(states(folder).values()) == {"done"}
     assert [name for name, entry in entries.items() if entry["late"]] == [slow.config["site-name"]]
     assert slow.asked == ["train", "train.personalise"]
+
+
+def test_an_upload_that_stalls_takes_no_other_sites_place_at_the_windows_end(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    folder = tmp_path / "run"
+    window, opened = 5.0, time.monotonic()
+    looked_for: list[Message] = []
+    arrived = threading.Event()
+
+    def stall(reply: Message) -> Message:
+        arrived.wait(120)
+        return reply
+
+    def work_until_shortly_before_the_end(reply: Message) -> Message | None:
+        looked_for.append(reply)
+        is_ready = len(looked_for) > 1 and time.monotonic() > opened + window - 0.3
+        return reply if is_ready else None
+
+    def script(look: int) -> None:
+        nonlocal opened
+        if look == 1:
+            opened = time.monotonic()
+        if (folder / "outcome.json").exists():
+            arrived.set()
+
+    stalled, _, last = sorted(nodes, key=lambda node: node.id)
+    stalled.change, last.change = stall, work_until_shortly_before_the_end
+    deploy(deployed(folder, deployment__upload_window=window), nodes, script, patience=4.0)
+    assert set(states(folder).values()) == {"done"}
+    late = [name for name, entry in roster(folder).items() if entry["late"]]
+    assert late == [stalled.config["site-name"]]
 
 
 def test_what_has_begun_to_come_in_time_is_waited_for_at_the_end(tmp_path: Path) -> None:
@@ -367,6 +446,20 @@ def test_a_client_app_that_fails_is_asked_again_but_not_for_ever(tmp_path: Path)
     assert nodes[1].asked == ["train", *["train.personalise"] * 3]
     assert states(folder)["south"] == "refused"
     assert roster(folder)["south"]["reason"] == "its ClientApp failed (killed)"
+
+
+def test_an_error_of_its_own_is_no_loss_on_the_way(tmp_path: Path) -> None:
+    nodes = make_sites(tmp_path)
+    folder = tmp_path / "run"
+
+    def change(reply: Message) -> Message:
+        return in_its_own_name(broken_off(reply), nodes[1].id) if "scores" in reply.content else reply
+
+    nodes[1].change = change
+    deploy(deployed(folder, deployment__personal_window=20.0), nodes)
+    assert nodes[1].asked == ["train", *["train.personalise"] * ATTEMPTS]
+    assert states(folder)["south"] == "refused"
+    assert "and is asked for again" not in (folder / "progress.jsonl").read_text()
 
 
 def crash_in_round_2(reply: Message) -> Message:
