@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedbicross_flwr.compare.collect import CLUSTER_COUNT, CellRuns, Run
 from fedbicross_flwr.compare.variants import ASKED_FOR, CENTRAL, VARIANTS, Variant
 from fedbicross_flwr.compare.wall_time import wall_seconds
-from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.report.record import ResultRow, RunRecord, Score
 from fedbicross_flwr.report.units import count
@@ -191,8 +190,11 @@ def _scored(scores: Mapping[str, Mapping[int, Score]]) -> int:
 
 def _own(cell: CellRuns, variant: Variant, wall: Mapping[tuple[str, int], float]) -> tuple[Line, ...]:
     found: dict[str, dict[int, SeedScores]] = {SHIPPED: {}, PERSONAL: {}}
+    names: list[str] = []
     for run, record in cell.records(variant.name):
-        for role, row in zip(found, own_rows(run, record), strict=False):
+        rows = own_rows(run, record)
+        names = max(names, [row.name for row in rows], key=len)
+        for role, row in zip(found, rows, strict=False):
             found[role][run.seed] = SeedScores(
                 *(row.scores, row.bytes_up, row.bytes_down, server_seconds(run, record), _rounds(run)),
                 wall.get((variant.name, run.seed)),
@@ -200,7 +202,7 @@ def _own(cell: CellRuns, variant: Variant, wall: Mapping[tuple[str, int], float]
     missing = {run.seed: run.state for run in cell.of(variant.name) if run.record is None}
     lines = tuple(
         Line(variant.name, role, title, variant.group, found[role], missing)
-        for role, title in _titles(variant, both=bool(found[PERSONAL])).items()
+        for role, title in zip(found, _titles(_title(variant), names), strict=False)
         if found[role] and not (role == SHIPPED and variant.differs_in_stage_3_alone)
     )
     return lines or (Line(variant.name, PERSONAL, _title(variant), variant.group, {}, missing),)
@@ -222,12 +224,16 @@ def _title(variant: Variant) -> str:
     return strategy_of(variant.name) if variant.group == MANY_ROUNDS else variant.title
 
 
-def _titles(variant: Variant, both: bool) -> dict[str, str]:
-    """Return the titles of a variant's rows; FedBiCross is named for its end, the others for their model."""
-    title = _title(variant)
-    if not both:
-        return {SHIPPED: title}
-    if variant.overrides.get("method") != FEDBICROSS:
-        return {SHIPPED: title, PERSONAL: f"{title}, fine-tuned"}
+def _titles(title: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the titles of a variant's rows from the names that its method gives them, shipped first.
+
+    A method is named for its model as shipped (``DENSE``, and ``DENSE, fine-tuned``), or for its end
+    (``FedBiCross``, and ``FedBiCross without personal distillation``). The variant's title stands for that.
+    """
+    if len(names) < 2:
+        return (title,)
+    shipped, personal = names[:2]
+    if not shipped.startswith(personal):
+        return title, personal.replace(shipped, title)
     comma = "," if "," in title else ""
-    return {SHIPPED: f"{title}{comma} without personal distillation", PERSONAL: title}
+    return f"{title}{comma}{shipped.removeprefix(personal)}", title

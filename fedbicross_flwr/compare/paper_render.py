@@ -30,7 +30,7 @@ def markdown(table: RegeneratedTable) -> str:
         body = [[row.name, *_texts(block, row, lambda text: f"**{text}**")] for row in block.rows]
         parts.append(f"{block.heading}\n\n{markdown_table(_header(block), body)}")
     tests = [f"{block.heading}, {test}" for block in table.blocks for test in block.tests]
-    notes = [*table.notes, *tests, *([NOT_INDEPENDENT] if tests else [])]
+    notes = [*table.notes, *table.differences, *tests, *([NOT_INDEPENDENT] if tests else [])]
     parts += [LEGEND, "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
@@ -66,7 +66,9 @@ def latex(table: RegeneratedTable) -> str:
             for _, rows in groupby(block.rows, key=lambda row: row.group)
         ]
         caption = f"{table.title}. {block.heading}."
-        notes = [LEGEND, *table.notes, *block.tests, *([NOT_INDEPENDENT] if block.tests else [])]
+        notes = [LEGEND, *table.notes]
+        notes += table.differences if block.ran else ()
+        notes += [*block.tests, NOT_INDEPENDENT] if block.tests else []
         label = f"tab:paper-{table.number}-{block.data}"
         parts.append(latex_table(_header(block), groups, caption, label, notes))
     return "\n".join(parts)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from fedbicross_flwr.compare.collect import CellRuns, Comparison, Run
 from fedbicross_flwr.compare.lines import Line, line_of, lines_of
 from fedbicross_flwr.compare.paired import paired_tests
 from fedbicross_flwr.compare.paper import Paper, PaperRow, PaperTable, load_paper
+from fedbicross_flwr.compare.scale import scale_differences
 from fedbicross_flwr.compare.tables import BY_KEY, best_of, left_out_notes, spread
 from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError, near_names
@@ -82,6 +83,11 @@ class Block:
     tests: tuple[str, ...] = ()
 
     @property
+    def ran(self) -> bool:
+        """Whether there is any result of ours."""
+        return any(entry.seeds for row in self.rows for entry in row.entries)
+
+    @property
     def heading(self) -> str:
         """The data set and the number of clients."""
         return f"{self.title}, N = {self.clients}" + ("" if self.in_paper else " (not in the paper)")
@@ -89,12 +95,16 @@ class Block:
 
 @dataclass(frozen=True)
 class RegeneratedTable:
-    """A table of the paper, data set by data set, with what a reader of it must know."""
+    """A table of the paper, data set by data set, with what a reader of it must know.
+
+    `differences` are the settings of our runs that are not the paper's.
+    """
 
     number: str
     title: str
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
 def table_number(name: str, cells: Sequence[str] = ()) -> str:
@@ -138,7 +148,8 @@ def paper_table(name: str, comparison: Comparison) -> RegeneratedTable:
         for data, clients in sets.items()
     )
     title = f"Table {table.number} of the paper (page {table.page}): {table.caption}"
-    return RegeneratedTable(table.number, title, blocks, _notes(paper, table, blocks, used))
+    notes = _notes(paper, table, blocks, used)
+    return RegeneratedTable(table.number, title, blocks, notes, _differences(table.rows, used))
 
 
 def _block(paper: Paper, table: PaperTable, data: str, clients: int, cells: Sequence[CellRuns]) -> Block:
@@ -233,20 +244,18 @@ def _notes(
         "Baselines stand here as shipped. The rows of FedBiCross have seen the client’s own data in stage 3, "
         "except w/o PKD; comparison.md also has the baselines fine-tuned for as long.",
     ]
-    ran = [block for block in blocks if _ran(block)]
+    ran = [block for block in blocks if block.ran]
     if not ran:
         notes.append("Nothing of this table has been run.")
     other = [block.title for block in ran if not block.in_paper]
     if other:
         are = "are not data sets" if len(other) > 1 else "is not a data set"
         notes.append(f"{listing(other)} {are} of the paper, so no figure of the paper stands beside ours.")
-    absent = [block.title for block in blocks if not _ran(block)]
+    absent = [block.title for block in blocks if not block.ran]
     if ran and absent:
         notes.append(f"Not run here: {listing(absent)}.")
     if clusters := ablation_clusters(table.rows, used):
         notes.append(f"Ablations, w/o Clus apart, ran with K = {listing(clusters)}.")
-    if scale := scale_differences(paper.settings, used):
-        notes.append(f"Our runs are not at the paper’s scale: {'; '.join(scale)}.")
     for cell in used:
         told = (*fairness_notes(cell), *left_out_notes(cell))
         notes += [f"{cell.cell.name}: {note}" for note in told]
@@ -265,20 +274,22 @@ def ablation_clusters(rows: Sequence[PaperRow], cells: Sequence[CellRuns]) -> li
     return sorted(str(clusters) for clusters in found if clusters is not None)
 
 
-def scale_differences(settings: Mapping[str, object], cells: Sequence[CellRuns]) -> list[str]:
-    """Return one phrase for each setting in which any of our runs differs from the paper's."""
-    found = []
-    for key, wanted in settings.items():
-        values = {
-            record.config[key] for cell in cells for _, record in cell.records() if key in record.config
-        }
-        if values - {wanted}:
-            found.append(f"{key} is {listing(sorted(str(value) for value in values))} (paper: {wanted})")
-    return found
-
-
-def _ran(block: Block) -> bool:
-    return any(entry.seeds for row in block.rows for entry in row.entries)
+def _differences(rows: Sequence[PaperRow], cells: Sequence[CellRuns]) -> tuple[str, ...]:
+    """Return in which settings the runs behind the rows are not the paper's, a line for methods alike."""
+    names = {row.variant for row in rows} | {f"{FEDBICROSS}-K{row.clusters}" for row in rows if row.clusters}
+    runs = [run for cell in cells for run, _ in cell.records() if run.variant.name in names]
+    if not runs:
+        return ()
+    try:
+        told = scale_differences("paper", runs)
+    except FedBiCrossError as error:
+        return (f"Where our settings are not the paper’s is not told: {error}.",)
+    first = (
+        "Our runs are not at the paper’s scale. The settings in which they differ follow, with the values of "
+        "configs/paper.toml in brackets (of the other methods, the published ones); what a method does not "
+        "read is left out."
+    )
+    return (first, *(f"{one}." for one in told)) if told else ()
 
 
 def _seeds(blocks: Sequence[Block]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
@@ -174,6 +177,56 @@ def test_what_failed_or_was_killed_stops_no_other_run_and_is_told(tmp_path: Path
         f"2/3 {CELL} fedbicross seed 0 ... 3.0 s, about 3.0 s left\n",
         f"3/3 {CELL} dense seed 0 ... failed after 3.0 s: no images\n",
     ]
+
+
+class TaskError(Exception):
+    """Stands for Ray's ``RayTaskError``: what a task raised is its `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"pages of {cause}")
+        self.cause = cause
+
+
+@pytest.fixture
+def ray_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is used of Ray, without its processes: a task is worked on when its result is asked for."""
+
+    def remote(**_: Any) -> Callable[[Any], Any]:
+        return lambda work: SimpleNamespace(remote=lambda run: partial(work, run))
+
+    def get(task: Callable[[], Done]) -> Done:
+        try:
+            return task()
+        except Exception as error:
+            raise TaskError(error) from error
+
+    ray = SimpleNamespace(
+        cluster_resources=dict, remote=remote, get=get, wait=lambda tasks, num_returns: (tasks[:1], tasks[1:])
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    # A task's error is one of Ray's errors.
+    errors = SimpleNamespace(RayError=Exception, RayTaskError=TaskError)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
+    monkeypatch.setattr(at_once, "own_ray", lambda jobs, **_: nullcontext())
+
+
+@pytest.mark.usefixtures("ray_in_this_process")
+def test_a_full_disk_ends_all_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    said: list[str] = []
+
+    def start(run: PlannedRun, flower: bool) -> None:
+        begun.append(run.variant.name)
+        if run.variant.name == "dense":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedbicross_flwr.compare.single_run.start_run", start)
+    runs = planned(tmp_path, "fedavg,dense,fedbicross")
+    with pytest.raises(FedBiCrossError, match=r"there is no space left for .*dense.seed-0") as caught:
+        make_at_once(runs, 2, said.append)
+    assert "\n" not in str(caught.value)
+    assert begun == ["fedavg", "dense"] and len(said) == 1
+    assert not list(tmp_path.glob(f"*/*/*/{FAILED}"))
 
 
 def test_what_is_left_is_shared_by_the_runs_at_once() -> None:

@@ -19,6 +19,7 @@ from fedbicross_flwr.compare.paired import NOT_INDEPENDENT, paired_tests
 from fedbicross_flwr.compare.paper import load_paper
 from fedbicross_flwr.compare.paper_tables import paper_table
 from fedbicross_flwr.compare.plan import SCALES, scale_file
+from fedbicross_flwr.compare.scale import settings_of
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
@@ -100,7 +101,7 @@ def test_what_is_not_run_is_a_dash_and_differences_are_said(tmp_path: Path) -> N
     text = table_text("3", out, "markdown")
     assert "| FedAvg-1 | - | - | 12.95 |" in text
     assert "phantom is not a data set of the paper" in text
-    assert "inversion.iterations is 6 (paper: 500)" in text
+    assert "- FedBiCross: inversion.iterations 6 (500), tv_weight 5.0 (2.5e-05).\n" in text
     assert "DermaMNIST, N = 15" in text and "phantom, N = 20 (not in the paper)" in text
     assert "Nothing of this table has been run." in table_text("I", out, "markdown")
     assert len(paper_table("iii", collect(out)).blocks) == 5
@@ -132,6 +133,87 @@ def test_a_scale_takes_its_own_runs_alone(tmp_path: Path) -> None:
     assert "of another scale" in line_with(table, "Ours (K = 2)")
     with pytest.raises(FedBiCrossError, match="--scale 'papr' is not one of quick, paper"):
         table_text("I", tmp_path, "markdown", "papr")
+
+
+def test_a_scale_leaves_the_rounds_of_a_strategy_open(tmp_path: Path) -> None:
+    """``compare --rounds 10`` asks for them at any scale, and tables name them."""
+    folder = bloodmnist(tmp_path, ("flower:FedAvg",))
+    settings = RunConfig.from_flat(read_toml(scale_file("quick"))).flat()
+    place = {"data.name": "bloodmnist", "partition.alpha": 0.1, "method": "flower:FedAvg", "out": ""}
+    run = folder / "flower:FedAvg" / "seed-0"
+    set_config(run, **{**settings, **place, "flower.rounds": 10})
+    text = table_text(folder.name, tmp_path, "markdown", "quick")
+    assert re.search(r"\| FedAvg \(5 rounds\) \| \S*\d", text) and "of another scale" not in text
+    set_config(run, client__epochs=30)
+    assert "of another scale" in table_text(folder.name, tmp_path, "markdown", "quick")
+
+
+def differences(text: str) -> list[str]:
+    """Return the lines of a table that say where its runs' settings are not the paper's."""
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if "are not at the paper’s scale" in line), len(lines))
+    return [line for line in lines[start + 1 :] if re.match(r"- [^:]*: [a-z_]+\.\w+ ", line)]
+
+
+def test_the_settings_in_which_our_runs_differ_are_told_by_method(tmp_path: Path) -> None:
+    cell = bloodmnist(tmp_path, ("fedavg", "dafl", "fedbicross", "fedbicross-intra", "fedbicross-parameters"))
+    paper = RunConfig.from_flat(read_toml(scale_file("paper"))).flat()
+    own = {"client.epochs": 10, "data.name": "bloodmnist", "partition.alpha": 0.1, "out": "", "dense.lr": 0.5}
+    changes: dict[str, dict[str, object]] = {
+        "fedavg": {"inversion.tv_weight": 5.0, "dafl.epochs": 3},
+        "dafl": {"dafl.epochs": 16, "dafl.steps": 20, "inversion.tv_weight": 7.0},
+        "fedbicross": {"personal.replay": 0.5, "inversion.tv_weight": 50.0},
+        "fedbicross-intra": {"personal.replay": 0.25, "cross_cluster.weights": "intra"},
+        # It has no row in the paper's tables.
+        "fedbicross-parameters": {"clustering.by": "parameters", "model.width": 8},
+    }
+    for name, change in changes.items():
+        settings = {**paper, **own, "method": VARIANTS[name].overrides["method"], **change}
+        set_config(cell / name / "seed-0", **settings)
+    assert differences(table_text("I", tmp_path, "markdown")) == [
+        "- All methods: client.epochs 10 (100).",
+        "- DAFL: dafl.epochs 16 (2000), steps 20 (120).",
+        "- FedBiCross: inversion.tv_weight 2.5e-05 and 50.0 (2.5e-05); personal.replay 0.25 and 0.5 (0.0).",
+    ]
+    latex = table_text("I", tmp_path, "latex")
+    assert latex.count("DAFL: dafl.epochs 16 (2000), steps 20 (120).") == 1, "below what was run alone"
+    set_config(cell / "dafl" / "seed-0", client__epochs=20, dafl__epochs=2000, dafl__steps=120)
+    found = differences(table_text("I", tmp_path, "markdown"))
+    assert found[:2] == [
+        "- FedAvg-1 and FedBiCross: client.epochs 10 (100).",
+        "- DAFL: client.epochs 20 (100).",
+    ]
+
+
+def test_runs_at_the_papers_scale_are_said_to_differ_in_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = bloodmnist(tmp_path, ("fedavg",))
+    paper = RunConfig.from_flat(read_toml(scale_file("paper"))).flat()
+    own = {"data.name": "bloodmnist", "partition.alpha": 0.1, "method": "fedavg", "out": ""}
+    set_config(cell / "fedavg" / "seed-0", **{**paper, **own, "inversion.tv_weight": 5.0})
+    assert "paper’s scale" not in table_text("I", tmp_path, "markdown")
+    set_config(cell / "fedavg" / "seed-0", model__width=16)
+    text = table_text("I", tmp_path, "markdown")
+    assert differences(text) == ["- FedAvg-1: model.width 16 (64)."]
+
+    def no_checkout() -> Path:
+        raise FedBiCrossError("this is not a checkout")
+
+    monkeypatch.setattr("fedbicross_flwr.compare.plan.find_app", no_checkout)
+    text = table_text("I", tmp_path, "markdown")
+    assert "Where our settings are not the paper’s is not told: this is not a checkout." in text
+
+
+def test_the_scale_of_the_paper_is_that_of_section_iv_a() -> None:
+    said = {
+        "model.name": "resnet18", "model.width": 64, "client.epochs": 100, "client.lr": 1e-3,
+        "client.batch_size": 128, "clustering.num_probes": 256, "inversion.iterations": 500,
+        "inversion.batch_size": 256, "inversion.lr": 0.05, "inversion.tv_weight": 2.5e-5,
+        "inversion.bn_weight": 10.0, "cross_cluster.train_fraction": 0.8, "cross_cluster.temperature": 20.0,
+        "teacher.noise_momentum": 0.9, "personal.gamma": 0.5, "personal.delta": 0.3, "personal.epochs": 10,
+    }  # fmt: skip
+    assert said.items() <= settings_of("paper").items()
 
 
 def bloodmnist(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -12,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison_builder import MODEL, build_comparison, log_work, set_accuracies, set_config
+from comparison_builder import (
+    MODEL,
+    build_cell_run,
+    build_comparison,
+    log_work,
+    set_accuracies,
+    set_config,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from run_builder import edit
@@ -31,10 +39,12 @@ from fedbicross_flwr.compare.tables import (
     ComparisonTable,
     comparison_table,
 )
-from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS
+from fedbicross_flwr.compare.variants import ASKED_FOR, VARIANTS, Variant
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.methods import METHODS
 from fedbicross_flwr.report.seeds_table import Spread
+from fedbicross_flwr.rows import rows_of
 
 CELL = "phantom-N5-alpha0.3"
 FEW = ("fedavg", "coboosting", "fedbicross", "fedbicross-intra")
@@ -148,6 +158,44 @@ def test_fedavgs_own_row_is_not_taken_for_the_common_one(shared: Path) -> None:
     assert row_of(table_of(shared), "coboosting", SHIPPED).line.seeds[0].scores["global"].keys() == set(
         range(5)
     )
+
+
+@pytest.mark.parametrize(
+    ("shipped", "personal", "titles"),
+    [
+        ("Own", "Own, with a head of its own", ["Own", "Own, with a head of its own"]),
+        ("Own", "A head of one's own", ["Own", "A head of one's own"]),
+        ("Own without heads", "Own", ["Own without heads", "Own"]),
+    ],
+)
+def test_a_method_of_ones_own_names_its_personal_model_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: str, personal: str, titles: list[str]
+) -> None:
+    method = dataclasses.replace(METHODS["dense"], title=shipped, personal_title=personal)
+    variant = Variant("own", "Own", "one-shot", {"method": "own"}, "")
+    monkeypatch.setitem(METHODS, "own", method)
+    monkeypatch.setitem(VARIANTS, "own", variant)
+    run = build_cell_run(tmp_path / CELL / "own" / "seed-0", "dense")
+    own = [rows_of("own")[key].name for key in ("cluster-model", "personal")]
+
+    def rename(content: dict[str, Any]) -> None:
+        for row, name in zip(content["rows"][-2:], own, strict=True):
+            row["name"] = name
+
+    edit(run / "metrics.json", rename)
+    lines = [row.line for row in table_of(tmp_path).rows if row.line.variant == "own"]
+    assert [(line.role, line.title) for line in lines] == list(zip((SHIPPED, PERSONAL), titles, strict=True))
+
+
+def test_the_rows_of_a_variant_have_its_title_in_place_of_its_methods(tmp_path: Path) -> None:
+    out = build_comparison(tmp_path, variants=("fedbicross", "fedbicross-K2"), seeds=(0,))
+    lines = [row.line for row in table_of(out).rows]
+    assert [line.title for line in lines if line.seeds and line.role in (SHIPPED, PERSONAL)] == [
+        "FedBiCross without personal distillation",
+        "FedBiCross",
+        "FedBiCross, K = 2, without personal distillation",
+        "FedBiCross, K = 2",
+    ]
 
 
 def test_a_strategy_is_titled_with_its_rounds_and_does_not_compete(out: Path) -> None:
