@@ -39,8 +39,7 @@ from fedbicross_flwr.settings import Scalar
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.training import ClientTask, LabelledImages, accuracy, train_client
 
-SIZES = Sizes(images=64, clusters=2, clients=5, iterations=30, epochs=8, student_lr=0.05)
-"""Few iterates; at the paper's eta_G a student would learn nothing from them, on either side."""
+SIZES = Sizes(images=64, clusters=2, clients=5, iterations=30, epochs=8)
 DATA: dict[str, Scalar] = {"data.phantom_train": 2000, "data.phantom_test": 1000, "partition.alpha": 0.3}
 ROWS = ("local-only", "cluster model", "personal model")
 Models = tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[nn.Module]]

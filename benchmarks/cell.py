@@ -133,7 +133,7 @@ def plain_stages(bench: Bench, groups: Sequence[Sequence[nn.Module]]) -> list[nn
         clusters.append(reference.Cluster(members, adapted, inversion.trajectory, *rows))
     students = [build_model(sizes.spec, k).to(device).train() for k in range(sizes.clusters)]
     weights = torch.full((sizes.clusters, sizes.clusters), 1 / sizes.clusters, device=device)
-    replay = reference.CrossCluster(clusters, students, weights, 20.0, sizes.student_lr, 2e-3, 0.9, 5e-4)
+    replay = reference.CrossCluster(clusters, students, weights, 20.0, 1e-3, 2e-3, 0.9, 5e-4)
     for t in range(1, sizes.iterations + 1):
         replay.step(t, sizes.iterations)
     return students

@@ -35,8 +35,6 @@ class Sizes:
         Steps of one timed piece: batches, or iterates t.
     clients, iterations, client_images, epochs : int
         Of the whole cell: N, T, images of one client, and epochs of both client stages.
-    student_lr : float
-        eta_G of the cell's stage 2; the time does not depend on it.
     """
 
     width: int = 16
@@ -49,7 +47,6 @@ class Sizes:
     iterations: int = 6
     client_images: int = 128
     epochs: int = 2
-    student_lr: float = 1e-3
 
     @classmethod
     def named(cls, name: str, device: str) -> Sizes:
@@ -94,7 +91,7 @@ class Sizes:
             "inversion.bn_models": "sum",
             "cross_cluster.temperature": 20.0,
             "cross_cluster.weight_gradient": "none",
-            "cross_cluster.lr": self.student_lr,
+            "cross_cluster.lr": 1e-3,
             "cross_cluster.schedule": "constant",
             "cross_cluster.student_init": "random",
             "cross_cluster.replay_fraction": 1.0,

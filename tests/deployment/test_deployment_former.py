@@ -57,16 +57,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def no_room(patch: pytest.MonkeyPatch, where: str) -> list[str]:
     """Let the disk be full for files in folders of this name; return the list of those that are written."""
-    opened, written = Path.open, []
+    made, written = Path.touch, []
 
-    def open_in_room(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if "x" in mode:
-            if where in path.parts:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            written.append(path.name.split(".")[1] + ("" if "former" not in path.parts else " (former)"))
-        return opened(path, mode, *arguments, **options)
+    def make_in_room(path: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
+        if where in path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path.name.split(".")[1] + ("" if "former" not in path.parts else " (former)"))
+        made(path, mode, exist_ok)
 
-    patch.setattr(Path, "open", open_in_room)
+    patch.setattr(Path, "touch", make_in_room)
     return written
 
 
