@@ -15,7 +15,7 @@ from fedbicross_flwr.cross_cluster import split_indices
 from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.inversion import balanced_labels
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerOutcome, ServerTask
-from fedbicross_flwr.models import StateDict, build_model
+from fedbicross_flwr.models import StateDict, build_model, state_of
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
@@ -66,6 +66,14 @@ def in_turn(state: StateDict, client: int, sizes: Sizes) -> StateDict:
     weight = state["fc.weight"].clone()
     weight[client % sizes.clusters] *= 4.0
     return {**state, "fc.weight": weight}
+
+
+def uploads_in_turn(models: Sequence[nn.Module], sizes: Sizes) -> list[ClientUpload]:
+    """Return an upload of each model, so that clients are dealt to clusters in turn."""
+    return [
+        ClientUpload(client, 1, in_turn(state_of(model), client, sizes))
+        for client, model in enumerate(models)
+    ]
 
 
 def serve_in_turn(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cell import grouped, in_turn, plain_stages, serve_in_turn, turns
+from benchmarks.cell import grouped, plain_stages, serve_in_turn, turns, uploads_in_turn
 from benchmarks.sizes import Sizes
 from benchmarks.stages import AT_ONCE, Bench
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RuntimeConfig
-from fedbicross_flwr.methods import ClientUpload, ServerTask
-from fedbicross_flwr.models import state_of
+from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
 
@@ -114,8 +113,7 @@ def measure(side: str, sizes: Sizes, runtime: RuntimeConfig) -> int:
     bench = Bench.here(sizes, Compute.of(runtime))
     # What each side is given is there before: models, and uploads of them.
     models = bench.models(sizes.clients)
-    states = [in_turn(state_of(model), client, sizes) for client, model in enumerate(models)]
-    uploads = [ClientUpload(client, 1, state) for client, state in enumerate(states)]
+    uploads = uploads_in_turn(models, sizes)
     # The libraries load on first use; what they take is no stage's.
     warm = bench.ensemble(models[:1])
     bench.compute.logits(

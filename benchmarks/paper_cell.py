@@ -6,15 +6,13 @@ Nothing is beside it: the plain reference would take hours. For an accelerator; 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 
-from benchmarks.cell import in_turn, serve_in_turn
+from benchmarks.cell import serve_in_turn, uploads_in_turn
 from benchmarks.sizes import PAPER
 from benchmarks.stages import Bench
-from benchmarks.timing import synchronise
-from fedbicross_flwr.methods import ClientUpload, ServerTask
-from fedbicross_flwr.models import state_of
+from benchmarks.timing import seconds_of
+from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.training import train_client
@@ -38,8 +36,7 @@ def round_one(bench: Bench) -> None:
 def server_stages(bench: Bench) -> None:
     """Cluster, invert and optimise, given one upload of each client; nothing is kept in a run's folder."""
     sizes = bench.sizes
-    states = [state_of(model) for model in bench.models(sizes.clients)]
-    uploads = [ClientUpload(client, 1, in_turn(state, client, sizes)) for client, state in enumerate(states)]
+    uploads = uploads_in_turn(bench.models(sizes.clients), sizes)
     config = sizes.config(runtime__server_threads=bench.workers)
     serve_in_turn(uploads, ServerTask(sizes.spec, config, bench.compute, Silent()))
 
@@ -50,8 +47,4 @@ PARTS: Mapping[str, Callable[[Bench], None]] = {"round": round_one, "server": se
 
 def seconds(name: str, bench: Bench) -> float:
     """Return how long a part takes, the first use of the device included."""
-    synchronise(bench.compute)
-    start = time.perf_counter()
-    PARTS[name](bench)
-    synchronise(bench.compute)
-    return time.perf_counter() - start
+    return seconds_of([lambda: PARTS[name](bench)], bench.compute, 1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 
 if TYPE_CHECKING:
@@ -117,11 +118,9 @@ def against_text(name: str, out: Path, against: str, scale: str = "") -> str:
     lines = lines_of(cells[name])
     tests = tests_against(lines, against)
     if not tests:
-        run = sorted(
-            {line.variant for line in lines if line.role == PERSONAL and line.seeds} - {"fedbicross"}
-        )
+        run = sorted({line.variant for line in lines if line.role == PERSONAL and line.seeds} - {FEDBICROSS})
         raise FedBiCrossError(
-            f"--against {against!r}: {name} has no seeds of it and of fedbicross{near_names(against, run)}; "
+            f"--against {against!r}: {name} has no seeds of it and of {FEDBICROSS}{near_names(against, run)}; "
             f"there are {', '.join(run)}"
         )
     return "\n".join(f"- {test.sentence}" for test in tests)
