@@ -120,8 +120,8 @@ def against_text(name: str, out: Path, against: str, scale: str = "") -> str:
     if not tests:
         run = sorted({line.variant for line in lines if line.role == PERSONAL and line.seeds} - {FEDBICROSS})
         raise FedBiCrossError(
-            f"--against {against!r}: {name} has no seeds of it and of {FEDBICROSS}{near_names(against, run)}; "
-            f"there are {', '.join(run)}"
+            f"--against {against!r}: {name} has no seeds of it and of {FEDBICROSS}"
+            f"{near_names(against, run)}; there are {', '.join(run)}"
         )
     return "\n".join(f"- {test.sentence}" for test in tests)
 
