@@ -31,13 +31,14 @@ from fedbicross_flwr.config import RunConfig, RuntimeConfig
 from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.federated_data import FederatedData, deal, open_data
 from fedbicross_flwr.files import write_bytes
+from fedbicross_flwr.labelled_images import LabelledImages, accuracy
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
 from fedbicross_flwr.models import load_state
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages, accuracy, train_client
+from fedbicross_flwr.training import ClientTask, train_client
 
 SIZES = Sizes(images=64, clusters=2, clients=5, iterations=30, epochs=8)
 DATA: dict[str, Scalar] = {"data.phantom_train": 2000, "data.phantom_test": 1000, "partition.alpha": 0.3}

@@ -14,12 +14,13 @@ from benchmarks.stages import Bench, Piece, Stage, void
 from fedbicross_flwr.cross_cluster import split_indices
 from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.inversion import balanced_labels
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerOutcome, ServerTask
 from fedbicross_flwr.models import StateDict, build_model, state_of
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import LabelledImages, train_client
+from fedbicross_flwr.training import train_client
 
 
 def whole_cell(bench: Bench) -> Stage:

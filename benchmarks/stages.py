@@ -23,14 +23,16 @@ from fedbicross_flwr.cross_replay import optimise
 from fedbicross_flwr.distillation import personalise
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.inversion import balanced_labels, invert
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
 from fedbicross_flwr.parallel import Check, side_by_side
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.settings import Scalar
+from fedbicross_flwr.sgd import Recipe, batches, fit
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages, Recipe, batches, fit
+from fedbicross_flwr.training import ClientTask
 
 Piece = Callable[[], None]
 

@@ -25,9 +25,9 @@ from fedbicross_flwr.compute import Compute, resolve_device
 from fedbicross_flwr.data.source import class_names_problem, normalise
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.files import refuse_pipe, written
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state
 from fedbicross_flwr.models.checks import model_problem
-from fedbicross_flwr.training import predict_logits
 
 NOT_THERE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Error numbers that say that there is no such file; with any other one the file may well be whole."""

@@ -15,8 +15,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 from fedbicross_flwr.models import StateDict, load_state
-from fedbicross_flwr.training import ClientTask, LabelledImages, predict_logits
+from fedbicross_flwr.training import ClientTask
 
 MIN_IMAGES: Final = 10
 """Validation images below which nothing is fitted: a temperature from three images is chance."""

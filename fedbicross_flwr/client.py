@@ -12,13 +12,14 @@ from fedbicross_flwr.calibration import validation_temperature
 from fedbicross_flwr.compute import client_work
 from fedbicross_flwr.distillation import fine_tune
 from fedbicross_flwr.evaluation import score_model
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.runs.code_version import made_by
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site.store import RowScores, SiteStore, short_hash
-from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, train_client
+from fedbicross_flwr.training import ClientTask, LocalModel, train_client
 from fedbicross_flwr.uploads import check_shipment
 
 SERVER_SECTIONS = ("clustering", "inversion", "teacher", "cross_cluster")

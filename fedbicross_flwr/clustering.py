@@ -20,9 +20,9 @@ from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config_fedbicross import ClusteringConfig
 from fedbicross_flwr.ensemble import class_shares
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.pacfl import proximity_matrix
 from fedbicross_flwr.seeds import derive_seed, torch_generator
-from fedbicross_flwr.training import predict_logits
 
 Signatures = NDArray[np.float64]
 """One row a client, shape (N, d)."""

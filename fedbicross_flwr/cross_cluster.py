@@ -27,8 +27,8 @@ from fedbicross_flwr.cross_weights import SCALES, outer_gradient, project_onto_s
 from fedbicross_flwr.distillation import noise_share, trajectory_loss
 from fedbicross_flwr.models import blocks_of
 from fedbicross_flwr.recomputation import recomputed
+from fedbicross_flwr.sgd import sgd
 from fedbicross_flwr.source_gradients import DirectionalDerivatives, GradientRows, SourceGradients
-from fedbicross_flwr.training import sgd
 
 FEW_SOURCES = 3
 """In a mixture, up to so many sources have a backward pass each, which is cheaper for few but grows with K.

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedbicross_flwr.config_fedbicross import CrossClusterConfig
 from fedbicross_flwr.cross_cluster import Source, Target
 from fedbicross_flwr.parallel import Call, Check, Step, call_here, side_by_side
-from fedbicross_flwr.training import SCHEDULES
+from fedbicross_flwr.sgd import SCHEDULES
 
 
 def replay_schedule(iterations: int, config: CrossClusterConfig, generator: torch.Generator) -> list[int]:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 from fedbicross_flwr.models import StateDict, load_state, state_of
 from fedbicross_flwr.seeds import torch_generator
+from fedbicross_flwr.sgd import Loss, Recipe, fit
 from fedbicross_flwr.shipment import Rehearsal, Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages, Loss, Recipe, fit, predict_logits
+from fedbicross_flwr.training import ClientTask
 
 
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:

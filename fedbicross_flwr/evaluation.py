@@ -16,7 +16,7 @@ from torch import nn
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.training import LabelledImages, predict_logits
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 
 PROTOCOLS = ("global", "local")
 METRICS = ("samples", "accuracy", "balanced_accuracy", "auc", "ece")

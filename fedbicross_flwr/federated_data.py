@@ -23,9 +23,9 @@ from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.files import expanded
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.models import check_model_name
 from fedbicross_flwr.site.store import short_hash
-from fedbicross_flwr.training import LabelledImages
 
 
 def open_data(config: RunConfig) -> ImageSource:

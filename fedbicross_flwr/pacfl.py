@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.training import LabelledImages
+from fedbicross_flwr.labelled_images import LabelledImages
 
 NEGLIGIBLE = 1e-5
 """A singular value this small, relative to the largest, is rounding: the vectors travel in float32."""

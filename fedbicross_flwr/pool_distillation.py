@@ -23,7 +23,7 @@ from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.generator import Generator, draw_images
 from fedbicross_flwr.inversion_loss import answer
 from fedbicross_flwr.models import ModelSpec
-from fedbicross_flwr.training import SgdSettings, batches, crop_and_flip, sgd
+from fedbicross_flwr.sgd import SgdSettings, batches, crop_and_flip, sgd
 
 ADAM_BETAS = (0.5, 0.999)
 POOL = "pool."

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.seeds import derive_seed, torch_generator
-from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, fit_client, predict_logits
+from fedbicross_flwr.training import ClientTask, LocalModel, fit_client
 
 
 def initial_state(spec: ModelSpec, config: RunConfig) -> StateDict:

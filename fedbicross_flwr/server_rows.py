@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
 from fedbicross_flwr.evaluation import Probabilities, score
 from fedbicross_flwr.federated_data import FederatedData
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods import ClientUpload, ServerTask, StageResult
 from fedbicross_flwr.methods.fedavg import fedavg
 from fedbicross_flwr.runs.record import ClientRecord
-from fedbicross_flwr.training import predict_logits
 
 EVALUATION = "evaluation"
 """What the seconds of these rows count as."""

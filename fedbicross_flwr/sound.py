@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fedbicross_flwr.clustering import PROBES
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods import ServerTask
 from fedbicross_flwr.models import StateDict
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import predict_logits
 
 LARGEST_VALUE: Final = 1e6
 LARGEST_LOGIT: Final = 1e8

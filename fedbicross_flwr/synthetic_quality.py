@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from fedbicross_flwr.ensemble import Ensemble, ensemble_scores
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask
-from fedbicross_flwr.training import predict_logits
 
 JUDGE = "probabilities"
 """How the uploads judge together, whatever the method's own ensemble: the mean of their probabilities."""

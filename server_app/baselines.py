@@ -39,12 +39,12 @@ from flwr.serverapp.strategy import (
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.flower_names import strategy_of
+from fedbicross_flwr.labelled_images import accuracy
 from fedbicross_flwr.methods import ServerOutcome, ServerTask
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.progress import ROUNDS
 from fedbicross_flwr.rounds import epochs_of, initial_state
 from fedbicross_flwr.server import Server
-from fedbicross_flwr.training import accuracy
 from server_app.rounds_grid import RoundsGrid
 from server_app.strategy import OneShot
 

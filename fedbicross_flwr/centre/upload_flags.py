@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods import ClientUpload, ServerTask
 from fedbicross_flwr.models import StateDict, with_tensors
 from fedbicross_flwr.sound import varied_probes
-from fedbicross_flwr.training import predict_logits
 
 FAR: Final = 5.0
 """Robust standard deviations from the median at which an upload is flagged."""

@@ -17,6 +17,7 @@ from fedbicross_flwr.compute import Compute, client_work, cpu_threads
 from fedbicross_flwr.config import RunConfig, hash_settings
 from fedbicross_flwr.evaluation import Probabilities
 from fedbicross_flwr.federated_data import FederatedData
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state
 from fedbicross_flwr.progress import EventLog
 from fedbicross_flwr.report import write_report
@@ -28,7 +29,7 @@ from fedbicross_flwr.runs.trackers import track
 from fedbicross_flwr.seeds import numpy_generator
 from fedbicross_flwr.server_rows import add_row
 from fedbicross_flwr.site.store import SiteStore, short_hash
-from fedbicross_flwr.training import ClientTask, predict_logits, train_client
+from fedbicross_flwr.training import ClientTask, train_client
 from fedbicross_flwr.uploads import payload_bytes
 
 KEY = "central"

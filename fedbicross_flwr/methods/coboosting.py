@@ -50,7 +50,7 @@ from fedbicross_flwr.pool_distillation import (
     teacher_with_statistics,
 )
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import SCHEDULES, batches
+from fedbicross_flwr.sgd import SCHEDULES, batches
 
 
 def coboosting(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:

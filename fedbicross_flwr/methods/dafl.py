@@ -47,7 +47,7 @@ from fedbicross_flwr.methods.epochs import train_in_parts
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import check_finite, start_student, student_outcome
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import SCHEDULES, sgd
+from fedbicross_flwr.sgd import SCHEDULES, sgd
 
 EPSILON = 0.8
 """Of the generator's second and third BatchNorm layer: in the released code it stands where eps does."""

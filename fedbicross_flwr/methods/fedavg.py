@@ -28,10 +28,11 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 from fedbicross_flwr.distillation import fine_tuned
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods.protocol import ClientUpload, Method, ServerOutcome, ServerTask
 from fedbicross_flwr.models import StateDict, load_state, state_of
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages
+from fedbicross_flwr.training import ClientTask
 
 BATCH: Final = 256
 """Images that BatchNorm's statistics are measured on at a time; all batches count the same."""

@@ -50,7 +50,7 @@ from fedbicross_flwr.methods.protocol import (
 from fedbicross_flwr.methods.student import start_student, student_outcome
 from fedbicross_flwr.noise_adaptation import load, teacher_scores
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import SCHEDULES, sgd
+from fedbicross_flwr.sgd import SCHEDULES, sgd
 
 
 def fedisca(uploads: Sequence[ClientUpload], task: ServerTask) -> ServerOutcome:

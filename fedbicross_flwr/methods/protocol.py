@@ -18,11 +18,12 @@ from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.clustering import Clustering
 from fedbicross_flwr.compute import Compute, server_threads
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.models import ModelSpec, StateDict, with_tensors
 from fedbicross_flwr.parallel import Call, call_here
 from fedbicross_flwr.progress import Progress
 from fedbicross_flwr.shipment import Replay, Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages
+from fedbicross_flwr.training import ClientTask
 
 
 @dataclass(frozen=True)

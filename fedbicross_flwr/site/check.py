@@ -17,11 +17,12 @@ from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.evaluation import METRICS
 from fedbicross_flwr.files import expanded, reading
 from fedbicross_flwr.flower_names import is_flower
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.models import ModelSpec, build_model
 from fedbicross_flwr.report.units import count, human_bytes
 from fedbicross_flwr.site.data import check_channels, open_site_source, training_order
 from fedbicross_flwr.site.findings import Findings, look_at_folder, look_at_packed, named
-from fedbicross_flwr.training import LabelledImages, check_trainable
+from fedbicross_flwr.training import check_trainable
 
 FEW: Final = 10
 """Training images below which a class is pointed out."""

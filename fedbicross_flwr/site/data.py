@@ -27,8 +27,8 @@ from fedbicross_flwr.data.site import SITE_LICENCE
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, ImageSource, Part, normalise
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.files import expanded, reading
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.seeds import numpy_generator
-from fedbicross_flwr.training import LabelledImages
 
 
 def site_images(

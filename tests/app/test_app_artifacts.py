@@ -27,9 +27,9 @@ from fedbicross_flwr.data.source import normalise
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.evaluation import score
 from fedbicross_flwr.federated_data import open_data
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import ModelSpec, build_model, state_of
-from fedbicross_flwr.training import predict_logits
 
 SPEC = ModelSpec("resnet18", 3, 1, 2, "small")
 NAMES = ("a", "b", "ü")

@@ -14,12 +14,13 @@ from small_runs import tiny
 
 from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compute import Compute
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods import METHODS, ClientUpload, ServerTask
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages
+from fedbicross_flwr.training import ClientTask
 
 SPEC = ModelSpec("resnet18", 3, 1, 2, "small")
 

@@ -15,10 +15,11 @@ from small_runs import tiny, without_report
 
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.labelled_images import accuracy
 from fedbicross_flwr.models import ModelSpec, load_state
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.report import load_run
-from fedbicross_flwr.training import ClientTask, accuracy, train_client
+from fedbicross_flwr.training import ClientTask, train_client
 from server_app.baselines import FLOWER_STRATEGIES
 
 BUDGET: dict[str, Any] = {

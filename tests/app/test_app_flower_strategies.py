@@ -26,6 +26,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.flower_names import FLOWER_NAMES, NOTES
 from fedbicross_flwr.in_process import run_in_process
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.fedavg import average_states
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
@@ -34,7 +35,8 @@ from fedbicross_flwr.report import load_run, results_table
 from fedbicross_flwr.rounds import epochs_of, initial_state, train_round, training_loss
 from fedbicross_flwr.rows import rows_of
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import ClientTask, LabelledImages, Recipe, batches, fit
+from fedbicross_flwr.sgd import Recipe, batches, fit
+from fedbicross_flwr.training import ClientTask
 from server_app.baselines import FLOWER_STRATEGIES
 
 BESIDE = ("FedAvgM", "FedAdam", "FedAdagrad", "FedYogi", "QFedAvg")

@@ -29,12 +29,13 @@ from fedbicross_flwr.compute import Compute, client_work
 from fedbicross_flwr.data.source import normalise
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import METRICS, score
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state, state_of
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.shipment import Shipment
 from fedbicross_flwr.site import prediction
 from fedbicross_flwr.site.store import SiteStore
-from fedbicross_flwr.training import ClientTask, LabelledImages, LocalModel, predict_logits
+from fedbicross_flwr.training import ClientTask, LocalModel
 
 SPECS = {1: ModelSpec("resnet18", 3, 1, 2, "small"), 3: ModelSpec("resnet18", 3, 3, 2, "small")}
 NAMES = ("a, or b", "ü|x", "c")

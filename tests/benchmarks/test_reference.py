@@ -23,8 +23,9 @@ from fedbicross_flwr.inversion import balanced_labels, invert
 from fedbicross_flwr.models import build_model, load_state, state_of
 from fedbicross_flwr.noise_adaptation import adapt_statistics, teacher_scores
 from fedbicross_flwr.seeds import derive_seed, torch_generator
+from fedbicross_flwr.sgd import batches
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import batches, train_client
+from fedbicross_flwr.training import train_client
 
 SMALL = Sizes(
     width=4, members=2, images=20, clusters=2, batch=8, steps=2, clients=4, client_images=16, iterations=2

@@ -16,12 +16,13 @@ from tiny import CPU, SmoothNet, all_equal, noise, settings
 from tiny import task as client_task
 from torch import Tensor, nn
 
+from fedbicross_flwr.labelled_images import LabelledImages, accuracy
 from fedbicross_flwr.methods.protocol import ClientUpload, ServerOutcome, ServerTask
 from fedbicross_flwr.methods.student import start_student
 from fedbicross_flwr.models import ModelSpec, StateDict, load_state, state_of
 from fedbicross_flwr.models.registry import MODELS
 from fedbicross_flwr.progress import Silent
-from fedbicross_flwr.training import LabelledImages, accuracy, train_client
+from fedbicross_flwr.training import train_client
 
 SPEC = ModelSpec("smooth", num_classes=3, channels=1, width=4, stem="small")
 CHANCE = 1 / 3

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tiny import generator
 
-from fedbicross_flwr.training import crop_and_flip
+from fedbicross_flwr.sgd import crop_and_flip
 
 
 def test_augmentation_by_crop_and_flip() -> None:

@@ -18,8 +18,8 @@ from fedbicross_flwr.calibration import (
     negative_log_likelihood,
     validation_temperature,
 )
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 from fedbicross_flwr.models import state_of
-from fedbicross_flwr.training import LabelledImages, predict_logits
 
 PARTS = ((7, 2, 1), (1, 8, 1), (4, 4, 2))
 """Of ten images with the same logits, how many are of each class."""

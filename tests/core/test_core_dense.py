@@ -33,7 +33,7 @@ from fedbicross_flwr.methods.student import start_student
 from fedbicross_flwr.models import state_of
 from fedbicross_flwr.pool_distillation import teacher_with_statistics
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import batches, crop_and_flip
+from fedbicross_flwr.sgd import batches, crop_and_flip
 
 QUICK: dict[str, Any] = {
     "dense__epochs": 3,

@@ -16,11 +16,12 @@ from tiny import task as client_task
 
 from fedbicross_flwr.artifacts import digest
 from fedbicross_flwr.compare.variants import VARIANTS
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.methods import METHODS, ClientUpload
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.pacfl import data_subspace
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import ClientTask, LabelledImages, train_client
+from fedbicross_flwr.training import ClientTask, train_client
 
 SPEC: ModelSpec = server_task().spec
 BUDGETS: dict[str, Any] = {

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fedbicross_flwr.batch_norm import batch_norms, running
 from fedbicross_flwr.ensemble import COMBINERS, Ensemble, class_shares, classifier_norms, ensemble_scores
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.models import load_state
-from fedbicross_flwr.training import LabelledImages, train_client
+from fedbicross_flwr.training import train_client
 
 # Two models, one image, three classes: what each takes for the classes' probabilities.
 FIRST, SECOND = (0.5, 0.25, 0.25), (0.1, 0.8, 0.1)

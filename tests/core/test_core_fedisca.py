@@ -31,6 +31,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_fedbicross import InversionConfig
 from fedbicross_flwr.ensemble import Ensemble
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods.fedisca import (
     Student,
     distil,
@@ -46,7 +47,6 @@ from fedbicross_flwr.noise_adaptation import teacher_scores
 from fedbicross_flwr.progress import Progress, Silent
 from fedbicross_flwr.runs.folder import RunFolder
 from fedbicross_flwr.seeds import torch_generator
-from fedbicross_flwr.training import predict_logits
 
 T = 4
 BATCH = 6

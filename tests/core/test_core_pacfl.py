@@ -17,6 +17,7 @@ from torch import Tensor
 from fedbicross_flwr.clustering import by_proximity, choose_clusters
 from fedbicross_flwr.config_fedbicross import ClusteringConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.pacfl import (
     data_subspace,
     leading_vectors,
@@ -25,7 +26,6 @@ from fedbicross_flwr.pacfl import (
     span,
     subspace_bytes,
 )
-from fedbicross_flwr.training import LabelledImages
 
 D = 28 * 28
 

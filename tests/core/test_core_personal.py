@@ -16,9 +16,9 @@ from tiny import one_thread as one_thread
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.distillation import fine_tune, personalise
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.labelled_images import LabelledImages, predict_logits
 from fedbicross_flwr.models import StateDict, load_state, state_of
 from fedbicross_flwr.shipment import Rehearsal, Replay, Shipment
-from fedbicross_flwr.training import LabelledImages, predict_logits
 
 
 def favouring(favourite: int, seed: int) -> StateDict:

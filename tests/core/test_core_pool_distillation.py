@@ -26,7 +26,7 @@ from fedbicross_flwr.pool_distillation import (
     synthesise,
     teacher_with_statistics,
 )
-from fedbicross_flwr.training import crop_and_flip
+from fedbicross_flwr.sgd import crop_and_flip
 
 SETTINGS = DenseConfig(steps=5, batch_size=4, latent=3, generator_width=2)
 

@@ -8,11 +8,11 @@ from tiny import CPU, TEACHER_SPEC, blobs, noise, settings, teacher_states
 from tiny import one_thread as one_thread
 from torch import Tensor
 
+from fedbicross_flwr.labelled_images import predict_logits
 from fedbicross_flwr.methods import ClientUpload, Findings, ServerOutcome, ServerTask
 from fedbicross_flwr.models import StateDict, load_state
 from fedbicross_flwr.progress import Silent
 from fedbicross_flwr.synthetic_quality import synthetic_quality
-from fedbicross_flwr.training import predict_logits
 
 SPEC = TEACHER_SPEC
 TASK = ServerTask(SPEC, settings(), CPU, Silent())

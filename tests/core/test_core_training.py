@@ -16,21 +16,12 @@ from torch import nn
 
 from fedbicross_flwr.distillation import fine_tune, personalise
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.labelled_images import LabelledImages, accuracy, predict_logits
 from fedbicross_flwr.models import StateDict, build_model, load_state, state_of
 from fedbicross_flwr.seeds import derive_seed
+from fedbicross_flwr.sgd import SCHEDULES, Recipe, batches, fit
 from fedbicross_flwr.shipment import Shipment
-from fedbicross_flwr.training import (
-    SCHEDULES,
-    Best,
-    LabelledImages,
-    LocalModel,
-    Recipe,
-    accuracy,
-    batches,
-    fit,
-    predict_logits,
-    train_client,
-)
+from fedbicross_flwr.training import Best, LocalModel, train_client
 
 QUICK = {"client__epochs": 2, "client__lr": 0.05, "client__batch_size": 8}
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from fedbicross_flwr.batch_norm import batch_norms, running
 from fedbicross_flwr.compute import Compute, cpu_threads
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.models import ModelSpec, StateDict, build_model, load_state
 from fedbicross_flwr.progress import Silent
-from fedbicross_flwr.training import ClientTask, LabelledImages, train_client
+from fedbicross_flwr.training import ClientTask, train_client
 
 CPU = Compute(torch.device("cpu"))
 
