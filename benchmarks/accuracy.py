@@ -98,7 +98,7 @@ def compare(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     made, clusters = ours(bench, datas, seed)
     synchronise(bench.compute)
     middle = time.perf_counter()
-    expected = plain_federation(bench, datas, clusters)
+    expected = plain_federation(bench, datas, clusters, seed)
     synchronise(bench.compute)
     end = time.perf_counter()
     tests = data.test_images()

@@ -90,7 +90,7 @@ def plain_cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:
 
 
 def plain_federation(
-    bench: Bench, datas: Sequence[LabelledImages], clusters: Mapping[int, int]
+    bench: Bench, datas: Sequence[LabelledImages], clusters: Mapping[int, int], seed: int = 0
 ) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
     """Learn a federation by the reference; return each client's own, cluster's and personal model.
 
@@ -98,14 +98,16 @@ def plain_federation(
     ----------
     clusters : mapping of int to int
         Each client's cluster.
+    seed : int, optional
+        Of the networks' first weights and the noise that inversions start from.
     """
     sizes, device = bench.sizes, bench.compute.device
     sent: list[nn.Module] = []
     for data in datas:
-        model = build_model(sizes.spec, 0).to(device)
+        model = build_model(sizes.spec, seed).to(device)
         reference.train(model, bench.dealt(data, sizes.epochs), *TRAINING)
         sent.append(model.eval())
-    students = plain_stages(bench, grouped(sent, clusters))
+    students = plain_stages(bench, grouped(sent, clusters), seed)
     shipped = [students[clusters[client]] for client in range(len(datas))]
     personal = []
     for data, own, student in zip(datas, sent, shipped, strict=True):
@@ -126,23 +128,23 @@ def grouped(models: Sequence[nn.Module], clusters: Mapping[int, int]) -> list[li
     return [[model for client, model in enumerate(models) if clusters[client] == k] for k in range(count)]
 
 
-def plain_stages(bench: Bench, groups: Sequence[Sequence[nn.Module]]) -> list[nn.Module]:
+def plain_stages(bench: Bench, groups: Sequence[Sequence[nn.Module]], seed: int = 0) -> list[nn.Module]:
     """Do stages 1 and 2 by the reference on the models of each cluster; return the students G_k."""
     sizes, device = bench.sizes, bench.compute.device
     labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
     rows = split_indices(labels, 0.8)
     clusters = []
     for k, members in enumerate(groups):
-        noise = bench.noise(sizes.images, k)
+        noise = bench.noise(sizes.images, 1000 * seed + k)
         inversion = reference.Inversion(
             members, labels.to(device), noise, 0.05, 10.0, 2.5e-5, 2, torch.Generator()
         )
         inversion.run(sizes.iterations)
         adapted = reference.adapt(members, [x.to(device) for x in inversion.trajectory], 0.9)
         clusters.append(reference.Cluster(members, adapted, inversion.trajectory, *rows))
-    students = [build_model(sizes.spec, k).to(device).train() for k in range(sizes.clusters)]
+    students = [build_model(sizes.spec, 1000 * seed + k).to(device).train() for k in range(sizes.clusters)]
     weights = torch.full((sizes.clusters, sizes.clusters), 1 / sizes.clusters, device=device)
-    replay = reference.CrossCluster(clusters, students, weights, 20.0, 1e-3, 2e-3, 0.9, 5e-4)
+    replay = reference.CrossCluster(clusters, students, weights, 20.0, sizes.student_lr, 2e-3, 0.9, 5e-4)
     for t in range(1, sizes.iterations + 1):
         replay.step(t, sizes.iterations)
     return students

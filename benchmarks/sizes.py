@@ -33,8 +33,12 @@ class Sizes:
         Images of a client's batch.
     steps : int
         Steps of one timed piece: batches, or iterates t.
+    inversion_steps : int
+        ... of an inversion with all teachers together, whose beginning and end would weigh too much in fewer.
     clients, iterations, client_images, epochs : int
         Of the whole cell: N, T, images of one client, and epochs of both client stages.
+    student_lr : float
+        eta_G of stage 2.
     """
 
     width: int = 16
@@ -43,10 +47,12 @@ class Sizes:
     clusters: int = 3
     batch: int = 64
     steps: int = 2
+    inversion_steps: int = 6
     clients: int = 6
     iterations: int = 6
     client_images: int = 128
     epochs: int = 2
+    student_lr: float = 1e-3
 
     @classmethod
     def named(cls, name: str, device: str) -> Sizes:
@@ -91,7 +97,7 @@ class Sizes:
             "inversion.bn_models": "sum",
             "cross_cluster.temperature": 20.0,
             "cross_cluster.weight_gradient": "none",
-            "cross_cluster.lr": 1e-3,
+            "cross_cluster.lr": self.student_lr,
             "cross_cluster.schedule": "constant",
             "cross_cluster.student_init": "random",
             "cross_cluster.replay_fraction": 1.0,
@@ -110,5 +116,14 @@ class Sizes:
         return RunConfig.from_flat({**settings, **named})
 
 
-PAPER = Sizes(width=64, images=256, batch=128, steps=50, clients=5, iterations=50, client_images=2744)
+PAPER = Sizes(
+    width=64,
+    images=256,
+    batch=128,
+    steps=50,
+    inversion_steps=50,
+    clients=5,
+    iterations=50,
+    client_images=2744,
+)
 """The paper's networks and batches, for an accelerator; T is 500 there, and a cell's time grows with it."""

@@ -160,17 +160,18 @@ class Bench:
     def inversion(self, statistics: bool = True, at_once: int = 0) -> Stage:
         """Return an inversion step, beside the reference or beside the networks without statistics."""
         sizes = self.sizes
+        steps = sizes.steps if at_once else sizes.inversion_steps
         labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
 
         def ours(index: int) -> Piece:
             ensemble = self.ensemble(self.models(sizes.members, index))
             changes: dict[str, Scalar] = {
-                "inversion__iterations": sizes.steps,
+                "inversion__iterations": steps,
                 "inversion__teachers": "in_turn" if at_once else "together",
                 "inversion__images_at_once": at_once,
             }
             config = sizes.config(**changes).inversion
-            keep, generator = range(sizes.steps + 1), torch.Generator().manual_seed(index)
+            keep, generator = range(steps + 1), torch.Generator().manual_seed(index)
             return lambda: void(invert(ensemble, labels, 3, keep, config, generator, self.compute))
 
         def plain(index: int) -> Piece:
@@ -184,14 +185,14 @@ class Bench:
                 2,
                 torch.Generator().manual_seed(index),
             )
-            return lambda: void(loop.run(sizes.steps))
+            return lambda: void(loop.run(steps))
 
         def bare(index: int) -> Piece:
             ensemble = self.ensemble(self.models(sizes.members, index))
             images = self.compute.images(self.noise(sizes.images, index)).requires_grad_(True)
 
             def work() -> None:
-                for _ in range(sizes.steps):
+                for _ in range(steps):
                     images.grad = None
                     ensemble.member_logits(images, self.compute).mean().backward()
 
@@ -201,10 +202,10 @@ class Bench:
         name = f"inversion, a step of {sizes.members} teachers{turns}"
         if statistics:
             goals = {} if at_once else {"cpu": 3.0, "cuda": 5.0}
-            return Stage(name, ours, plain, sizes.steps, sizes.images * sizes.members, goals=goals)
+            return Stage(name, ours, plain, steps, sizes.images * sizes.members, goals=goals)
         images = sizes.images * sizes.members
         name, goals = f"{name}, beside bare networks", {"cpu": 0.8, "cuda": 0.7}
-        return Stage(name, ours, bare, sizes.steps, images, alike=True, goals=goals)
+        return Stage(name, ours, bare, steps, images, alike=True, goals=goals)
 
     def noise_adaptation(self) -> Stage:
         """Return the statistics of Eq. 3, by the iterate."""
@@ -276,7 +277,9 @@ class Bench:
             ]
             students = [build_model(sizes.spec, k).to(device).train() for k in range(clusters)]
             weights = torch.full((clusters, clusters), 1 / clusters, device=device)
-            loop = reference.CrossCluster(parts, students, weights, 20.0, 1e-3, 2e-3, 0.9, 5e-4, together)
+            loop = reference.CrossCluster(
+                parts, students, weights, 20.0, sizes.student_lr, 2e-3, 0.9, 5e-4, together
+            )
 
             def work() -> None:
                 for t in replayed:

@@ -11,6 +11,7 @@ from benchmarks import accuracy
 from benchmarks.cell import grouped, plain_federation, turns
 from benchmarks.stages import Bench
 from fedbicross_flwr.compute import Compute, cpu_threads
+from fedbicross_flwr.models import build_model
 
 SMALL = replace(
     accuracy.SIZES, width=4, images=16, iterations=2, epochs=6, batch=16, clients=3, client_images=16
@@ -38,6 +39,20 @@ def test_the_reference_learns_in_the_clusters_that_it_is_given() -> None:
     assert shipped[0] is shipped[2] and shipped[1] is not shipped[0]
     assert not torch.equal(personal[0].state_dict()["fc.weight"], shipped[0].state_dict()["fc.weight"])
     assert len({id(model) for model in (*sent, *personal)}) == 6
+
+
+def test_the_references_draws_follow_the_seed_and_its_students_the_rate() -> None:
+    datas = [BENCH.data(16, client) for client in range(2)]
+    clusters = {0: 0, 1: 1}
+    still = replace(BENCH, sizes=replace(SMALL, student_lr=0.0))
+    with cpu_threads(1):
+        first, other = (plain_federation(BENCH, datas, clusters, seed) for seed in (0, 1))
+        _, unmoved, _ = plain_federation(still, datas, clusters)
+    for mine, theirs in zip([first[0], first[1]], [other[0], other[1]], strict=True):
+        assert not torch.equal(mine[0].state_dict()["fc.weight"], theirs[0].state_dict()["fc.weight"])
+    start = build_model(SMALL.spec, 0).state_dict()["fc.weight"]
+    assert torch.equal(unmoved[0].state_dict()["fc.weight"], start)
+    assert not torch.equal(first[1][0].state_dict()["fc.weight"], start)
 
 
 def test_clients_are_grouped_by_the_clusters_that_they_are_in() -> None:
