@@ -84,7 +84,7 @@ def optimise(
         return history
 
     pairs = list(zip(targets, generators, strict=True))
-    return torch.stack(side_by_side(replay, pairs, workers), dim=1)
+    return torch.stack(side_by_side(replay, pairs, workers, in_turns=call is call_here), dim=1)
 
 
 def replay_target(

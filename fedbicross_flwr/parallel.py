@@ -2,13 +2,18 @@
 
 Every piece computes on one thread. Sums then do not depend on the number of cores, and small networks gain
 more from pieces side by side than from threads inside an operation, which wait for each other at its end.
+
+Pieces that do not come out even take turns step by step: three on two cores would otherwise leave one core
+idle for half of the time.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -59,11 +64,51 @@ class GivenUpError(Exception):
     """Ends a piece of work whose result nobody waits for any more."""
 
 
+class Turns:
+    """So many turns for threads that compute: who has one passes it on now and then, in the order of asking.
+
+    Parameters
+    ----------
+    count : int
+        Turns that are out at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.free = count
+        self.waiting: deque[threading.Event] = deque()
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Wait for a turn."""
+        with self.lock:
+            if self.free:
+                self.free -= 1
+                return
+            mine = threading.Event()
+            self.waiting.append(mine)
+        mine.wait()
+
+    def __exit__(self, *error: object) -> None:
+        """Give the turn to whoever has waited longest."""
+        with self.lock:
+            if self.waiting:
+                self.waiting.popleft().set()
+            else:
+                self.free += 1
+
+    def pass_on(self) -> None:
+        """Let the others go first, if any wait."""
+        if self.waiting:
+            self.__exit__()
+            self.__enter__()
+
+
 def side_by_side(
     work: Callable[[Item, Check], Result],
     items: Sequence[Item],
     workers: int,
     take: Callable[[Result], None] = lambda result: None,
+    in_turns: bool = True,
 ) -> list[Result]:
     """Return ``[work(item, check) for item in items]``, on up to `workers` cores at once.
 
@@ -73,10 +118,14 @@ def side_by_side(
         Must not share state between items. It calls ``check()`` once a step, so that an interruption or a
         failure elsewhere ends it soon.
     workers : int
-        With one, everything happens in the calling thread.
+        Items that compute at once. With one, everything happens in the calling thread.
     take : callable, optional
         Called with each result, in the calling thread and in the order of the items, once it and all before
         it are there.
+    in_turns : bool, default True
+        Whether the last items, if they do not come out even, all begin at once and take turns at each
+        ``check()``: up to 2 x `workers` - 1 are under way then. Not for work that only waits for another
+        process.
     """
     results: list[Result] = []
 
@@ -90,23 +139,30 @@ def side_by_side(
                 keep(work(item, lambda: None))
         return results
     given_up = threading.Event()
+    turns, room = Turns(workers), threading.Semaphore(workers)
+    uneven = len(items) % workers if in_turns else 0
 
     def check() -> None:
+        turns.pass_on()
         if given_up.is_set():
             raise GivenUpError
 
-    def attempt(item: Item) -> Result:
+    def attempt(index: int) -> Result:
+        is_last = index >= len(items) - uneven
         try:
-            return work(item, check)
+            with nullcontext() if is_last else room, turns:
+                check()
+                return work(items[index], check)
         except BaseException:
             # Here, as the calling thread may be waiting for an earlier item that goes on for hours.
             given_up.set()
             raise
 
     # The number of threads inside an operation is a property of the calling thread.
-    pool = ThreadPoolExecutor(min(workers, len(items)), initializer=torch.set_num_threads, initargs=(1,))
+    threads = min(workers + uneven, len(items))
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     with pool:
-        futures = [pool.submit(attempt, item) for item in items]
+        futures = [pool.submit(attempt, index) for index in range(len(items))]
         try:
             for future in futures:
                 keep(future.result())

@@ -20,7 +20,7 @@ from fedbicross_flwr.ensemble import Ensemble, class_shares
 from fedbicross_flwr.inversion import LABELS, Synthesis, check_finite, invert
 from fedbicross_flwr.methods.protocol import ClientUpload, ServerTask, StageResult
 from fedbicross_flwr.noise_adaptation import steps_read, teacher_scores
-from fedbicross_flwr.parallel import Check, side_by_side
+from fedbicross_flwr.parallel import Check, call_here, side_by_side
 from fedbicross_flwr.seeds import torch_generator
 
 
@@ -57,7 +57,7 @@ def synthesise_all(
     def work(cluster: Cluster, check: Check) -> Synthesis:
         return synthesise(cluster, round, clustering, task, check)
 
-    return side_by_side(work, clusters, task.workers)
+    return side_by_side(work, clusters, task.workers, in_turns=task.call is call_here)
 
 
 def synthesise(
@@ -124,7 +124,11 @@ def build_sources(
 ) -> list[Source]:
     """Return what every cluster offers to all targets; its teachers answer once, here."""
     pairs = list(zip(clusters, syntheses, strict=True))
-    return side_by_side(lambda pair, check: build_source(round, *pair, task, check), pairs, task.workers)
+
+    def work(pair: tuple[Cluster, Synthesis], check: Check) -> Source:
+        return build_source(round, *pair, task, check)
+
+    return side_by_side(work, pairs, task.workers, in_turns=task.call is call_here)
 
 
 def build_source(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -48,3 +49,73 @@ def test_the_callers_number_of_threads_is_given_back() -> None:
     side_by_side(lambda item, check: item, [0, 1], 1)
     side_by_side(lambda item, check: item, [0, 1], 2)
     assert torch.get_num_threads() == before
+
+
+@dataclass
+class Watch:
+    """Notes who makes a step, who is under way, and how many compute at once."""
+
+    steps: int = 4
+    order: list[int] = field(default_factory=list)
+    under_way: set[int] = field(default_factory=set)
+    most: int = 0
+    computing: int = 0
+    most_computing: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self, item: int, check: Check) -> int:
+        self.under_way.add(item)
+        self.most = max(self.most, len(self.under_way))
+        for _ in range(self.steps):
+            with self.lock:
+                self.computing += 1
+                self.most_computing = max(self.most_computing, self.computing)
+            time.sleep(0.02)
+            with self.lock:
+                self.computing -= 1
+                self.order.append(item)
+            check()
+        self.under_way.discard(item)
+        return item
+
+    def begun(self, item: int) -> int:
+        return self.order.index(item)
+
+    def ended(self, item: int) -> int:
+        return len(self.order) - 1 - self.order[::-1].index(item)
+
+
+@pytest.mark.parametrize(
+    ("items", "workers", "most"), [(3, 2, 3), (5, 2, 3), (4, 2, 2), (5, 3, 5), (1, 2, 1)]
+)
+def test_items_that_do_not_come_out_even_take_turns(items: int, workers: int, most: int) -> None:
+    watch = Watch()
+    assert side_by_side(watch.work, range(items), workers) == list(range(items))
+    assert watch.most_computing == min(items, workers) and watch.most == most
+    uneven = items % workers if items > workers else 0
+    last = range(items - uneven - workers, items) if uneven else range(0)
+    for one in last:
+        assert all(watch.begun(one) < watch.ended(other) for other in last), "they begin before any ends"
+        assert all(watch.begun(one) > watch.ended(early) for early in range(last.start - workers + 1))
+
+
+def test_work_that_only_waits_elsewhere_takes_no_turns() -> None:
+    watch = Watch()
+    side_by_side(watch.work, range(3), 2, in_turns=False)
+    assert watch.most == 2 and watch.begun(2) > min(watch.ended(0), watch.ended(1))
+
+
+def test_a_failure_ends_those_that_wait_for_a_turn_as_well() -> None:
+    steps: list[int] = []
+
+    def work(item: int, check: Check) -> None:
+        for step in range(1000):
+            if item == 2 and step == 3:
+                raise ZeroDivisionError
+            time.sleep(0.005)
+            steps.append(item)
+            check()
+
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(work, range(3), 2)
+    assert len(steps) < 100 and steps.count(2) == 3
