@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from fedbicross_flwr.flower_names import strategy_of
+
 FEDBICROSS: Final = "fedbicross"
 CENTRAL: Final = "central"
 """The model that a comparison trains on pooled images: no method, but its runs are known by settings too."""
@@ -30,6 +32,25 @@ READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers"), ("fedisca", 
 
 KNOWN: Final = frozenset({*READER.values(), "fedavg", CENTRAL})
 
+CENTRAL_READS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
+"""Sections that make the central model: a client's recipe on everybody's images. Nothing is done on it."""
+
+STRATEGIES_THAT_READ: Final[Mapping[str, frozenset[str]]] = {
+    "flower.proximal_mu": frozenset({"FedProx"}),
+    "flower.server_lr": frozenset({"FedAvgM"}),
+    "flower.server_momentum": frozenset({"FedAvgM"}),
+    "flower.adam_lr": frozenset({"FedAdam"}),
+    "flower.adagrad_lr": frozenset({"FedAdagrad"}),
+    "flower.yogi_lr": frozenset({"FedYogi"}),
+    "flower.beta_1": frozenset({"FedAdam", "FedYogi"}),
+    "flower.beta_2": frozenset({"FedAdam", "FedYogi"}),
+    "flower.tau": frozenset({"FedAdam", "FedAdagrad", "FedYogi"}),
+    "flower.trim": frozenset({"FedTrimmedAvg"}),
+    "flower.malicious": frozenset({"Krum"}),
+    "flower.q": frozenset({"QFedAvg"}),
+}
+"""Settings of section ``flower`` that some strategies read alone; all read the others."""
+
 
 def reads(method: str, key: str) -> bool:
     """Return whether a run of a method reads a setting, given as ``section.name``.
@@ -37,6 +58,10 @@ def reads(method: str, key: str) -> bool:
     Of a method that is registered elsewhere it is not known what it reads: all.
     """
     own = FLOWER if method.startswith(f"{FLOWER}:") else method
-    section = key.partition(".")[0]
+    section, _, name = key.partition(".")
+    if own == CENTRAL and name:
+        return section in CENTRAL_READS
+    if own == FLOWER and key in STRATEGIES_THAT_READ:
+        return strategy_of(method) in STRATEGIES_THAT_READ[key]
     reader = READER.get(key) or READER.get(section) or own
     return reader == own or own not in KNOWN or not READ_BESIDES.isdisjoint({(own, key), (own, section)})

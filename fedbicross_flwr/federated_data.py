@@ -49,6 +49,21 @@ def open_data(config: RunConfig) -> ImageSource:
     )
 
 
+def refuse_sites(config: RunConfig) -> None:
+    """Refuse, for a simulation, settings of a deployment.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the settings name sites: their data are not here.
+    """
+    if config.is_deployment:
+        raise FedBiCrossError(
+            f"deployment.sites = {config.deployment.sites!r} names sites, which hold their own data; "
+            "start such a run with deploy/start-run, or leave deployment.sites empty for a simulation"
+        )
+
+
 def check_federation(config: RunConfig, info: DatasetInfo) -> None:
     """Find, before a folder is taken, what otherwise the first client or the server's stages would find.
 

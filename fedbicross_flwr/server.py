@@ -20,7 +20,7 @@ from fedbicross_flwr.artifacts import digest, save_model
 from fedbicross_flwr.compute import Compute, cpu_threads, refuse_numbered_device, within_memory
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.federated_data import FederatedData, Federation
+from fedbicross_flwr.federated_data import FederatedData, Federation, refuse_sites
 from fedbicross_flwr.methods import ClientUpload, ServerOutcome, ServerTask, method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
 from fedbicross_flwr.models import ModelSpec, StateDict
@@ -78,11 +78,7 @@ class Server:
             When the method is unknown or cannot be run so, a setting, the data, the device or the folder
             cannot be used, or the settings name sites, whose data are not here.
         """
-        if config.is_deployment:
-            raise FedBiCrossError(
-                f"deployment.sites = {config.deployment.sites!r} names sites, which hold their own data; "
-                "start such a run with deploy/start-run, or leave deployment.sites empty for a simulation"
-            )
+        refuse_sites(config)
         method_named(config.method)
         check_rounds(config, runner)
         check_tracker(config.runtime)

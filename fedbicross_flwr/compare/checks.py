@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from fedbicross_flwr.compare.collect import CellRuns, Run
-from fedbicross_flwr.compare.lines import CEILING_GROUPS, CONTROLS, MANY_ROUNDS
+from fedbicross_flwr.compare.lines import CONTROLS, MANY_ROUNDS
 from fedbicross_flwr.compare.variants import Variant
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_readers import reads as method_reads
-from fedbicross_flwr.flower_names import strategy_of
 from fedbicross_flwr.report.record import RunRecord
+from fedbicross_flwr.report.seeds_table import version_notes
 from fedbicross_flwr.report.units import listing
 from fedbicross_flwr.rows import ROWS
 from fedbicross_flwr.settings import walk
@@ -30,26 +29,11 @@ FINE_TUNING: Final = frozenset({"personal.epochs", "personal.lr", "personal.sche
 INITIAL_WEIGHTS: Final = "client.initial_weights"
 """Every round of a strategy starts at the global model, whatever this says."""
 
-STRATEGIES_THAT_READ: Final[Mapping[str, frozenset[str]]] = {
-    "flower.proximal_mu": frozenset({"FedProx"}),
-    "flower.server_lr": frozenset({"FedAvgM"}),
-    "flower.server_momentum": frozenset({"FedAvgM"}),
-    "flower.adam_lr": frozenset({"FedAdam"}),
-    "flower.adagrad_lr": frozenset({"FedAdagrad"}),
-    "flower.yogi_lr": frozenset({"FedYogi"}),
-    "flower.beta_1": frozenset({"FedAdam", "FedYogi"}),
-    "flower.beta_2": frozenset({"FedAdam", "FedYogi"}),
-    "flower.tau": frozenset({"FedAdam", "FedAdagrad", "FedYogi"}),
-    "flower.trim": frozenset({"FedTrimmedAvg"}),
-    "flower.malicious": frozenset({"Krum"}),
-    "flower.q": frozenset({"QFedAvg"}),
-}
-"""Settings of section ``flower`` that some strategies read alone; all read the others."""
-
 
 def fairness_notes(cell: CellRuns) -> tuple[str, ...]:
     """Return one sentence for each way in which the runs of a cell do not compare."""
-    return (*_settings(cell), *_images(cell), *_versions(cell), *_uploads(cell))
+    named = ((f"{run.variant.name} seed {run.seed}", record) for run, record in cell.records())
+    return (*_settings(cell), *_images(cell), *version_notes(named), *_uploads(cell))
 
 
 def shaping_keys() -> frozenset[str]:
@@ -64,15 +48,13 @@ def reads(variant: Variant, key: str) -> bool:
     A central model reads no more than a client's recipe and the images; a strategy of many rounds also its
     section and stage 3's budget. One-shot methods are held to what they read themselves.
     """
-    section = key.partition(".")[0]
-    if variant.group in CEILING_GROUPS:
-        return section in TRAINING
+    if not method_reads(str(variant.overrides.get("method", variant.name)), key):
+        return False
     if variant.group != MANY_ROUNDS:
-        return method_reads(str(variant.overrides.get("method", variant.name)), key)
-    if section == MANY_ROUNDS:
-        strategy = strategy_of(variant.name)
-        return key not in STRATEGIES_THAT_READ or strategy in STRATEGIES_THAT_READ[key]
-    return (section in TRAINING and key != INITIAL_WEIGHTS) or key in FINE_TUNING
+        return True
+    section = key.partition(".")[0]
+    own = section == MANY_ROUNDS or (section in TRAINING and key != INITIAL_WEIGHTS)
+    return own or key in FINE_TUNING
 
 
 def _settings(cell: CellRuns) -> list[str]:
@@ -81,13 +63,14 @@ def _settings(cell: CellRuns) -> list[str]:
     first: dict[str, tuple[Run, RunRecord]] = {}
     for run, record in cell.records():
         different: dict[str, list[str]] = {}
-        for key in sorted(keys & record.config.keys()):
+        for key in sorted(keys):
             if key in run.variant.overrides or not reads(run.variant, key):
                 continue
-            other, expected = first.setdefault(key, (run, record))
-            if record.config[key] != expected.config[key]:
+            other, former = first.setdefault(key, (run, record))
+            expected, found = former.setting(key), record.setting(key)
+            if found != expected:
                 name = f"{other.variant.name} seed {other.seed}"
-                both = f"{key} ({expected.config[key]} and {record.config[key]})"
+                both = f"{key} ({expected} and {found})"
                 different.setdefault(name, []).append(both)
         notes += [
             f"{name} and {run.variant.name} seed {run.seed} do not compare: they differ in {listing(shown)}."
@@ -112,18 +95,6 @@ def _images(cell: CellRuns) -> list[str]:
     return notes
 
 
-def _versions(cell: CellRuns) -> list[str]:
-    """Return where finished runs stand beside those of another version of the code."""
-    first: dict[str, str] = {}
-    for run, record in cell.records():
-        if code := record.versions.get("code"):
-            first.setdefault(code, f"{run.variant.name} seed {run.seed}")
-    if len(first) < 2:
-        return []
-    shown = listing([f"{code} ({run}, ...)" for code, run in first.items()])
-    return [f"The runs were made by different versions of this program: {shown}."]
-
-
 def _uploads(cell: CellRuns) -> list[str]:
     """Return where the runs of one seed do not have the same clients' models: local-only tells.
 
@@ -141,7 +112,7 @@ def _uploads(cell: CellRuns) -> list[str]:
         if found.keys() == expected.keys() and apart <= SAME:
             continue
         many = run.variant.group == MANY_ROUNDS
-        if many and record.config.get(INITIAL_WEIGHTS) != former.config.get(INITIAL_WEIGHTS):
+        if many and record.setting(INITIAL_WEIGHTS) != former.setting(INITIAL_WEIGHTS):
             continue
         others = "did not start from the same clients' models"
         said = others if apart > SAME and not many else "do not have the same clients"

@@ -36,13 +36,17 @@ def table(
 
     A cell's name, such as phantom-N5-alpha0.3, prints that cell's table.
     """
-    if against:
-        print(against_text(name, out, against, scale))
-        return
     if format not in FORMATS:
         raise FedBiCrossError(
             f"--format {format!r} is unknown{near_names(format, FORMATS)}; there are {', '.join(FORMATS)}"
         )
+    if against:
+        if format != FORMATS[0]:
+            raise FedBiCrossError(
+                f"--format {format}: the tests of --against are written as {FORMATS[0]} alone; leave it out"
+            )
+        print(against_text(name, out, against, scale))
+        return
     print(table_text(name, out, format, scale), end="")
 
 
@@ -100,15 +104,18 @@ def runs_in(out: Path, scale: str) -> Comparison:
 
 
 def against_text(name: str, out: Path, against: str, scale: str = "") -> str:
-    """Return a line for each paired test of FedBiCross against another method of a cell.
+    """Return a line for each paired test of FedBiCross against another method of a cell, and their notes.
 
     Raises
     ------
     FedBiCrossError
         When there is no such cell, or either of the two methods has no runs in it that share a seed.
     """
+    from fedbicross_flwr.compare.checks import fairness_notes
+    from fedbicross_flwr.compare.collect import CellRuns
     from fedbicross_flwr.compare.lines import PERSONAL, lines_of
-    from fedbicross_flwr.compare.paired import tests_against
+    from fedbicross_flwr.compare.paired import NAMED, tests_against
+    from fedbicross_flwr.compare.tables import left_out_notes
 
     cells = {one.cell.name: one for one in runs_in(out, scale).cells}
     if name not in cells:
@@ -123,7 +130,11 @@ def against_text(name: str, out: Path, against: str, scale: str = "") -> str:
             f"--against {against!r}: {name} has no seeds of it and of {FEDBICROSS}"
             f"{near_names(against, run)}; there are {', '.join(run)}"
         )
-    return "\n".join(f"- {test.sentence}" for test in tests)
+    both = {FEDBICROSS, against}
+    two = CellRuns(cells[name].cell, tuple(run for run in cells[name].runs if run.variant.name in both))
+    notes = [f"- {note}" for note in (*fairness_notes(two), *left_out_notes(two))]
+    blocks = [[f"- {test.sentence}" for test in tests], [NAMED], notes]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def table_text(name: str, out: Path, format: str, scale: str = "") -> str:

@@ -11,12 +11,18 @@ from fedbicross_flwr.compare.in_turn import make_runs
 from fedbicross_flwr.compare.pace import say_at_once
 from fedbicross_flwr.compare.pages import write_comparison
 from fedbicross_flwr.compare.plan import PlannedRun
-from fedbicross_flwr.compare.single_run import FAILED
-from fedbicross_flwr.federated_data import check_federation, deal, open_data
+from fedbicross_flwr.federated_data import check_federation, deal, open_data, refuse_sites
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.methods import method_named
 from fedbicross_flwr.methods.flower_rounds import check_rounds
-from fedbicross_flwr.runs.folder import LOCK, check_folder, check_no_run, drop_shared_stages, make_writable
+from fedbicross_flwr.runs.folder import (
+    FAILED,
+    LOCK,
+    check_folder,
+    check_no_run,
+    drop_shared_stages,
+    make_writable,
+)
 from fedbicross_flwr.runs.opening import sole_comparison
 from fedbicross_flwr.runs.trackers import check_tracker
 
@@ -51,6 +57,7 @@ def check_runs(runs: Sequence[PlannedRun], out: Path) -> None:
         For the first mistake.
     """
     for run in runs:
+        refuse_sites(run.config)
         if is_flower(run.variant.name):
             check_rounds(run.config, "flower")
         elif not run.central:

@@ -18,11 +18,18 @@ MIN_PAIRS = 6
 """With fewer pairs that differ, no outcome of a two-sided signed-rank test is below .05 (2 / 2^5 = .06)."""
 
 STRONGEST = "the strongest other one-shot method"
-NOT_INDEPENDENT = (
+PAIRS = (
     "Pairs are (seed, client). Clients of one seed share one server model, so the pairs are not independent, "
-    "and p is too small rather than too large. The strongest other method is the strongest on these same "
-    "test images, and p is not corrected for the number of tests."
+    "and p is too small rather than too large."
 )
+NOT_INDEPENDENT = (
+    f"{PAIRS} The strongest other method is the strongest on these same test images, and p is not corrected "
+    "for the number of tests."
+)
+"""Of the tests that a table brings."""
+
+NAMED = f"{PAIRS} p is not corrected for the number of tests."
+"""Of tests against a method that somebody asked for."""
 
 
 @dataclass(frozen=True)

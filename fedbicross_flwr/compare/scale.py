@@ -12,6 +12,7 @@ from fedbicross_flwr.compare.collect import CellRuns, Comparison, Run
 from fedbicross_flwr.compare.plan import scale_file
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.report.record import DEFAULTS
 from fedbicross_flwr.report.units import listing
 from fedbicross_flwr.settings import Scalar, read_toml
 
@@ -78,13 +79,12 @@ def difference(run: Run, wanted: Mapping[str, Scalar]) -> str:
 def settings_read(run: Run, wanted: Mapping[str, Scalar]) -> Iterator[tuple[str, Scalar]]:
     """Yield those of a scale's settings that a finished run reads, as it had them.
 
-    What its variant sets itself is no part of a scale either. A setting that is younger than the run counts
-    as the scale's.
+    What its variant sets itself is no part of a scale either.
     """
     assert run.record is not None
-    for key, value in wanted.items():
+    for key in wanted:
         if key not in run.variant.overrides and reads(run.variant, key):
-            yield key, run.record.config.get(key, value)
+            yield key, run.record.config.get(key, DEFAULTS[key])
 
 
 def scale_differences(scale: str, runs: Sequence[Run]) -> list[str]:

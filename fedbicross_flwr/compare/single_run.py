@@ -19,11 +19,9 @@ from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.progress import new_events, read_events
 from fedbicross_flwr.progress_display import ProgressDisplay
 from fedbicross_flwr.report.units import duration
+from fedbicross_flwr.runs.folder import FAILED
 from fedbicross_flwr.runs.opening import open_run
 from fedbicross_flwr.simulate import FlowerRunError, run_it
-
-FAILED = "failed.json"
-"""The file in a run's folder that says why it failed."""
 
 
 @dataclass(frozen=True)

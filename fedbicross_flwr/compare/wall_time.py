@@ -99,7 +99,7 @@ def _alike(one: RunRecord, other: RunRecord) -> bool:
         if declared.metadata["shapes_result"] and key.split(".")[0] in UPLOAD_SECTIONS
     }
     return (
-        all(one.config.get(key) == other.config.get(key) for key in keys)
+        all(one.setting(key) == other.setting(key) for key in keys)
         and one.hardware == other.hardware
         and one.runner == other.runner
         and one.versions.get("code") == other.versions.get("code")

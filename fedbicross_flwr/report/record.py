@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.settings import Scalar
 
 Floats = NDArray[np.float64]
+
+DEFAULTS: Final[Mapping[str, Scalar]] = RunConfig().flat()
+"""What a setting was in runs that are older than it."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,13 @@ class RunRecord:
     def seed(self) -> int:
         """The run's seed; 0, the default, when the configuration does not say."""
         return int(self.config.get("seed", 0))
+
+    def setting(self, key: str) -> Scalar | None:
+        """Return a setting, given as ``section.name``; one that is younger than the run has its default.
+
+        None for a setting that neither the run nor this version has.
+        """
+        return self.config.get(key, DEFAULTS.get(key))
 
     @property
     def failed(self) -> tuple[Client, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
@@ -56,7 +56,7 @@ class SeedsRow:
 
 @dataclass(frozen=True)
 class SeedsTable:
-    """All methods over the seeds, in the order of the runs' own tables; `notes` say which clients lack."""
+    """All methods over the seeds, in the order of the runs' own tables; `notes` say what limits it."""
 
     seeds: tuple[int, ...]
     rows: tuple[SeedsRow, ...]
@@ -123,7 +123,20 @@ def seeds_table(runs: Sequence[RunRecord]) -> SeedsTable:
         SeedsRow(row.name, row.kind, {title: _spread(tables, row.name, *where) for title, *where in COLUMNS})
         for row in tables[0].rows
     )
-    return SeedsTable(tuple(run.seed for run in runs), rows, _left_out(runs))
+    notes = (*version_notes((f"seed {run.seed}", run) for run in runs), *_left_out(runs))
+    return SeedsTable(tuple(run.seed for run in runs), rows, notes)
+
+
+def version_notes(runs: Iterable[tuple[str, RunRecord]]) -> tuple[str, ...]:
+    """Return a sentence if runs, given with their names, were made by different versions of the code."""
+    first: dict[str, str] = {}
+    for name, run in runs:
+        if code := run.versions.get("code"):
+            first.setdefault(code, name)
+    if len(first) < 2:
+        return ()
+    shown = listing([f"{code} ({name}, ...)" for code, name in first.items()])
+    return (f"The runs were made by different versions of this program: {shown}.",)
 
 
 def _left_out(runs: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -143,16 +156,7 @@ def _same_images(one: RunRecord, two: RunRecord) -> bool:
 
 
 def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: ResultsTable) -> None:
-    passing = {key for key, declared, _ in walk(RunConfig()) if not declared.metadata["shapes_result"]}
-    method = str(first.config.get("method", RunConfig().method))
-    for key in sorted({*first.config, *other.config} - passing - {"seed"}):
-        if key != "method" and not reads(method, key):
-            continue
-        if not key.startswith("runtime.") and first.config.get(key) != other.config.get(key):
-            raise FedBiCrossError(
-                f"{first.folder} and {other.folder} differ in {key} ({first.config.get(key)} and "
-                f"{other.config.get(key)}); a table over seeds takes runs that differ in the seed only"
-            )
+    _check_settings(first, other)
     of_data = [(run.dataset.name, run.dataset.class_names, run.dataset.channels) for run in (first, other)]
     if of_data[0] != of_data[1]:
         raise FedBiCrossError(
@@ -168,6 +172,20 @@ def _check_alike(first: RunRecord, other: RunRecord, one: ResultsTable, two: Res
         raise FedBiCrossError(
             f"{first.folder} and {other.folder} hold different methods; run both with the same version"
         )
+
+
+def _check_settings(first: RunRecord, other: RunRecord) -> None:
+    passing = {key for key, declared, _ in walk(RunConfig()) if not declared.metadata["shapes_result"]}
+    method = str(first.setting("method"))
+    for key in sorted({*first.config, *other.config} - passing - {"seed"}):
+        if key.startswith("runtime.") or (key != "method" and not reads(method, key)):
+            continue
+        one, two = first.setting(key), other.setting(key)
+        if one != two:
+            raise FedBiCrossError(
+                f"{first.folder} and {other.folder} differ in {key} ({one} and {two}); a table over seeds "
+                "takes runs that differ in the seed only"
+            )
 
 
 def _spread(

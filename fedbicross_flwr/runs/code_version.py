@@ -17,9 +17,9 @@ PARTS = (
 )
 """Modules that shape what is kept, or keep it; reports, tables and a deployment's centre do not."""
 
-LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
-"""What computes besides: torchvision has the blocks of the networks, NumPy draws phantoms and partitions,
-scikit-learn makes the clusters and SciPy fits temperatures."""
+LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "scipy", "flwr", "flwr-datasets")
+"""What computes besides: torchvision has the blocks of the networks, NumPy draws phantoms, scikit-learn makes
+the clusters, SciPy fits temperatures, and Flower has the strategies and deals the images."""
 
 
 @cache

@@ -29,6 +29,9 @@ from fedbicross_flwr.settings import Scalar, read_toml, toml_literal
 IDENTITY = "identity.json"
 RUN = "run.json"
 CONFIG = "config.toml"
+FAILED = "failed.json"
+"""Says why a run of a comparison failed; gone when it begins again."""
+
 STAGES = "stages"
 LOCK = "lock"
 

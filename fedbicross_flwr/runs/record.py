@@ -28,7 +28,17 @@ from fedbicross_flwr.site.store import RowScores
 if TYPE_CHECKING:
     from fedbicross_flwr.runs.folder import RunFolder
 
-PACKAGES = ("fedbicross", "flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "medmnist")
+PACKAGES = (
+    "fedbicross",
+    "flwr",
+    "flwr-datasets",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "medmnist",
+)
 
 
 @dataclass

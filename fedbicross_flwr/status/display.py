@@ -37,7 +37,8 @@ def show_status(status: RunStatus, now: datetime | None = None) -> RenderableTyp
     """
     now = now or datetime.now(UTC)
     blocks: list[RenderableType] = [Text(line) for line in headlines(status, now)]
-    blocks.append(parties_table(status))
+    if status.parties:
+        blocks.append(parties_table(status))
     if status.steps and not status.ended:
         blocks.append(steps_table(status))
     blocks += [Text(f"note: {note}") for note in status.notes[-NOTES:]]
@@ -52,13 +53,8 @@ def headlines(status: RunStatus, now: datetime) -> list[str]:
     """Return what matters most."""
     reason = f": {status.reason}" if status.reason else ""
     lines = [f"{status.path}: {STAGES[status.stage]}{reason}"]
-    sent = sum(party.sent for party in status.parties)
-    done = sum(party.state == "done" for party in status.parties)
-    kind = "site" if status.deployment else "client"
-    lines.append(
-        f"{sent} of {count(len(status.parties), kind)} {'has' if sent == 1 else 'have'} sent a model, "
-        f"{done} {'has its' if done == 1 else 'have their'} personal one"
-    )
+    if status.parties:
+        lines.append(parties_line(status))
     if status.closes is not None:
         rest = (status.closes - now).total_seconds()
         told = f"in {duration(rest)}" if rest > 0 else "now"
@@ -68,6 +64,17 @@ def headlines(status: RunStatus, now: datetime) -> list[str]:
     if status.last is not None and not status.ended:
         lines.append(f"last sign of life: {duration(max((now - status.last).total_seconds(), 0.0))} ago")
     return lines
+
+
+def parties_line(status: RunStatus) -> str:
+    """Return how many sites or clients have done their part."""
+    sent = sum(party.sent for party in status.parties)
+    done = sum(party.state == "done" for party in status.parties)
+    kind = "site" if status.deployment else "client"
+    return (
+        f"{sent} of {count(len(status.parties), kind)} {'has' if sent == 1 else 'have'} sent a model, "
+        f"{done} {'has its' if done == 1 else 'have their'} personal one"
+    )
 
 
 def parties_table(status: RunStatus) -> Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedbicross_flwr.centre.roster import Roster
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_readers import CENTRAL
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.handover.notes import HANDOVERS, read_handovers
 from fedbicross_flwr.handover.simulated_outcome import assignment_of
@@ -59,7 +60,9 @@ def sites_of(roster: Roster) -> tuple[Party, ...]:
 
 
 def clients_of(folder: RunFolder, config: RunConfig) -> tuple[Party, ...]:
-    """Return the clients of a simulation."""
+    """Return the clients of a simulation; a central model has none."""
+    if config.method == CENTRAL:
+        return ()
     clusters = assignment_of(folder, config) if (folder.path / "clustering.json").exists() else {}
     parties = []
     for client in range(config.num_clients):

@@ -13,11 +13,13 @@ from typing import Final
 
 from fedbicross_flwr.centre.roster import ROSTER, read_roster
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_readers import CENTRAL
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.handover.kept_shipment import check_run_folder
 from fedbicross_flwr.progress import Event, new_events, read_events
+from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.units import count
-from fedbicross_flwr.runs.folder import RunFolder, read_config
+from fedbicross_flwr.runs.folder import FAILED, RunFolder, read_config
 from fedbicross_flwr.status.parties import Party, clients_of, moment, sites_of, window_end, with_handovers
 
 ENDED: Final = ("finished", "failed")
@@ -27,11 +29,12 @@ STAGES: Final[Mapping[str, str]] = {
     "rounds": "rounds of Flower's own strategy",
     "method": "the server's method",
     "shipping": "round 2: cluster models are fetched and made personal",
+    "central": "the central model is trained on pooled images",
     "report": "scores and report",
     "finished": "finished",
     "failed": "failed",
 }
-"""What runs, by the name of a stage; the first five in their order."""
+"""What runs, by the name of a stage, in their order; a central model has no clients and begins at its own."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class RunStatus:
         undone = [party.name for party in self.parties if party.is_awaited]
         said = {
             "uploads": [f"{count(len(unsent), 'model')} from {', '.join(unsent)}"] if unsent else [],
-            "method": ["the method"],
+            "method": ["the method"] if self.parties else [],
             "shipping": [f"{count(len(undone), 'personal model')} at {', '.join(undone)}"] if undone else [],
             "report": ["scores and report"],
         }
@@ -157,6 +160,10 @@ def stage_of(
         return "finished", ""
     if events and events[-1].stage == "error":
         return "failed", events[-1].text
+    if (path / FAILED).exists():
+        return "failed", Node.read(path / FAILED)["error"].text()
+    if config.method == CENTRAL:
+        return "central", ""
     if (path / "models" / "cluster-0.safetensors").exists():
         return ("report" if all(party.state == "done" for party in parties) else "shipping"), ""
     if is_flower(config.method):

@@ -25,7 +25,7 @@ from fedbicross_flwr.compare.engine import check_runs
 from fedbicross_flwr.compare.in_turn import make_runs
 from fedbicross_flwr.compare.pace import Pace
 from fedbicross_flwr.compare.plan import PlannedRun, base_settings, cells_of, plan_runs
-from fedbicross_flwr.compare.single_run import FAILED, Failure
+from fedbicross_flwr.compare.single_run import Failure
 from fedbicross_flwr.compare.variants import ASKED_FOR, GROUPS, VARIANTS, variants_named
 from fedbicross_flwr.compare.wall_time import wall_seconds
 from fedbicross_flwr.config import RunConfig
@@ -38,7 +38,7 @@ from fedbicross_flwr.launch import RunStatus
 from fedbicross_flwr.methods import METHODS
 from fedbicross_flwr.report import load_run
 from fedbicross_flwr.runs import code_version, opening
-from fedbicross_flwr.runs.folder import LOCK, RunFolder
+from fedbicross_flwr.runs.folder import FAILED, LOCK, RunFolder
 
 CELL = "phantom-N3-alphainf"
 
@@ -695,6 +695,13 @@ def test_what_a_configuration_sets_and_a_comparison_sets_itself_is_told(
 def test_a_scale_that_there_is_not_is_named(command: Callable[..., Answer]) -> None:
     answer = command("--scale", "quik", config=False)
     assert answer.status == 2 and "'quik' is not one of quick, paper (did you mean quick?)" in answer.error
+
+
+def test_settings_of_a_deployment_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    runs = planned(tmp_path, deployment__sites="aachen,bonn,cologne", deployment__class_names="a,b")
+    with pytest.raises(FedBiCrossError, match=r"deployment\.sites = 'aachen,bonn,cologne' names sites"):
+        check_runs(runs, tmp_path)
+    assert not any(run.folder.exists() for run in runs)
 
 
 def test_a_folder_of_other_settings_is_refused_before_anything_runs(

@@ -35,11 +35,11 @@ from fedbicross_flwr.compare.at_once import (
 from fedbicross_flwr.compare.in_turn import make_runs
 from fedbicross_flwr.compare.pace import Pace
 from fedbicross_flwr.compare.plan import PlannedRun, cells_of, plan_runs
-from fedbicross_flwr.compare.single_run import FAILED, Done, Failure
+from fedbicross_flwr.compare.single_run import Done, Failure
 from fedbicross_flwr.compare.variants import variants_named
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.runs.code_version import shared_folder
-from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.runs.folder import FAILED, RunFolder
 
 CELL = "phantom-N3-alphainf"
 

@@ -11,7 +11,7 @@ import pytest
 
 from fedbicross_flwr import config_readers
 from fedbicross_flwr.config import ClientConfig, RunConfig
-from fedbicross_flwr.config_readers import READER
+from fedbicross_flwr.config_readers import CENTRAL, READER, STRATEGIES_THAT_READ
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.settings import (
     LARGEST_COUNT,
@@ -182,7 +182,8 @@ def test_the_fingerprint_changes_with_shaping_settings_only(key: str) -> None:
     if key == "inversion.images_at_once":
         base["inversion.teachers"] = "in_turn"
     if reader := READER.get(key.split(".")[0]):
-        base["method"] = "flower:FedAvg" if reader == "flower" else reader
+        strategy = min(STRATEGIES_THAT_READ.get(key, {"FedAvg"}))
+        base["method"] = f"flower:{strategy}" if reader == "flower" else reader
     changed = RunConfig.from_flat({**base, key: other_value(key)})
     assert (changed.fingerprint() == RunConfig.from_flat(base).fingerprint()) is (key in LOCAL)
 
@@ -191,20 +192,29 @@ OWN: dict[str, Any] = {
     "dafl.lr": 1.0, "dense.lr": 1.0, "fedisca.lr": 1.0, "coboosting.lr": 1.0, "flower.rounds": 99,
     "clustering.clusters": 3, "inversion.lr": 1.0, "teacher.noise_window": 9, "cross_cluster.sweeps": 9,
     "personal.gamma": 9.0, "personal.replay": 9.0, "personal.logit_adjustment": 9.0,
-    "inversion.teachers": "in_turn",
+    "inversion.teachers": "in_turn", "flower.malicious": 2, "flower.q": 9.0,
 }  # fmt: skip
-"""Settings that few methods read; all read `COMMON`."""
+"""Settings that few methods read; all but the central model read `COMMON`."""
 COMMON: dict[str, Any] = {"fedavg.bn": "first", "personal.epochs": 9, "client.lr": 1.0}
 
 
 @pytest.mark.parametrize(
     ("method", "read"),
     [
-        ("fedbicross", {*OWN} - {"dafl.lr", "dense.lr", "fedisca.lr", "coboosting.lr", "flower.rounds"}),
+        (
+            "fedbicross",
+            {*OWN}
+            - {
+                key
+                for key in OWN
+                if key.split(".")[0] in ("dafl", "dense", "fedisca", "coboosting", "flower")
+            },
+        ),
         ("fedavg", set()),
         ("dense", {"dense.lr"}),
         ("fedisca", {"fedisca.lr", "inversion.teachers"}),
-        ("flower:Krum", {"flower.rounds"}),
+        ("flower:Krum", {"flower.rounds", "flower.malicious"}),
+        ("flower:FedAvg", {"flower.rounds"}),
         ("central", set()),
         ("somebody's", set(OWN)),
     ],
@@ -213,7 +223,8 @@ def test_a_run_outlives_a_change_of_what_its_method_does_not_read(method: str, r
     plain = RunConfig.from_flat({"method": method}).fingerprint()
     for key, value in {**OWN, **COMMON}.items():
         changed = RunConfig.from_flat({"method": method, key: value}).fingerprint()
-        assert (changed != plain) is (key in read or key in COMMON), key
+        common = key in COMMON and (method != CENTRAL or key.startswith("client."))
+        assert (changed != plain) is (key in read or common), key
 
 
 def test_sites_are_not_asked_for_directions_of_their_images() -> None:

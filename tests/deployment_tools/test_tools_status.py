@@ -21,7 +21,7 @@ from tool_runs import Fedbicross, finished
 from fedbicross_flwr.centre import roster
 from fedbicross_flwr.centre.roster import Roster, SiteEntry
 from fedbicross_flwr.progress import EventLog
-from fedbicross_flwr.runs.folder import RunFolder
+from fedbicross_flwr.runs.folder import FAILED, RunFolder
 from fedbicross_flwr.status.display import show_status, watch_status
 from fedbicross_flwr.status.run_status import STAGES, read_status
 
@@ -163,6 +163,22 @@ def test_rounds_of_flower_s_strategies_keep_no_uploads(tmp_path: Path) -> None:
     EventLog(tmp_path / "progress.jsonl").advance("rounds", 2, 5)
     text = shown(tmp_path)
     assert STAGES["rounds"] in text and line_of(text, "rounds").endswith("40%")
+
+
+def test_a_run_of_a_comparison_that_failed_says_why(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, small(), "data")
+    (tmp_path / FAILED).write_text('{"error": "the run was killed; it may have lacked memory"}')
+    text = shown(tmp_path)
+    assert f"{tmp_path}: failed: the run was killed" in text and read_status(tmp_path).ended
+
+
+def test_a_central_model_waits_for_no_client(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, small(method="central"), "data")
+    EventLog(tmp_path / "progress.jsonl").advance("training", 1, 4, client=0)
+    text = shown(tmp_path)
+    assert STAGES["central"] in text and "client" not in text.replace(str(tmp_path), "")
+    assert line_of(text, "left:") == "left: scores and report"
+    assert line_of(text, "training").endswith("25%")
 
 
 # --- deployments

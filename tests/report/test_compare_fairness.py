@@ -10,12 +10,13 @@ import pytest
 from comparison_builder import build_comparison, set_accuracies, set_config
 from run_builder import edit
 
-from fedbicross_flwr.compare.checks import STRATEGIES_THAT_READ, fairness_notes, reads, shaping_keys
+from fedbicross_flwr.compare.checks import fairness_notes, reads, shaping_keys
 from fedbicross_flwr.compare.collect import collect
 from fedbicross_flwr.compare.commands import table_text
 from fedbicross_flwr.compare.latex import escape
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_readers import STRATEGIES_THAT_READ
 from fedbicross_flwr.flower_names import NOTES, PREFIX
 from fedbicross_flwr.settings import walk
 
@@ -123,6 +124,15 @@ def test_a_setting_that_one_of_them_does_not_read_is_ignored(
     change(out, "dense", **PLAIN)
     change(out, variant, **{key.replace(".", "__"): value})
     assert notes(out) == ()
+
+
+def test_a_setting_that_is_younger_than_a_run_has_its_default_there(out: Path) -> None:
+    default = RunConfig().client.batch_size
+    change(out, "central", client__batch_size=default)
+    assert notes(out) == ()
+    change(out, "central", client__batch_size=default + 1)
+    (note,) = notes(out)
+    assert note.endswith(f"they differ in client.batch_size ({default} and {default + 1}).")
 
 
 def test_an_ablation_is_held_to_what_it_does_not_change_itself(out: Path) -> None:

@@ -7,13 +7,14 @@ import statistics
 from pathlib import Path
 
 import pytest
-from comparison_builder import build_comparison
+from comparison_builder import build_comparison, set_config
+from run_builder import edit
 from scipy import stats
 
 from fedbicross_flwr.compare.collect import collect
-from fedbicross_flwr.compare.commands import against_text
+from fedbicross_flwr.compare.commands import against_text, table
 from fedbicross_flwr.compare.lines import PERSONAL, Line, SeedScores, line_of, lines_of
-from fedbicross_flwr.compare.paired import MEASURES, MIN_PAIRS, paired_test, paired_tests
+from fedbicross_flwr.compare.paired import MEASURES, MIN_PAIRS, NAMED, paired_test, paired_tests
 from fedbicross_flwr.compare.tables import comparison_table
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report.record import Score
@@ -68,12 +69,38 @@ def test_any_method_of_a_cell_can_be_tested_against(tmp_path: Path) -> None:
     ours, other = (line_of(lines, name, PERSONAL) for name in ("fedbicross", "fedbicross-uniform"))
     assert ours and other
     expected = [paired_test(ours, other, measure).sentence for measure in MEASURES]
-    assert against_text(cell, out, "fedbicross-uniform") == "\n".join(f"- {one}" for one in expected)
+    text = against_text(cell, out, "fedbicross-uniform")
+    assert text == "\n".join(f"- {one}" for one in expected) + f"\n\n{NAMED}"
+    assert "not independent" in NAMED and "strongest" not in NAMED
     assert "FedBiCross minus FedBiCross, uniform weights is" in expected[0]
     with pytest.raises(FedBiCrossError, match=r"has no seeds of it .*did you mean fedbicross-uniform"):
         against_text(cell, out, "fedbicross-unifrom")
     with pytest.raises(FedBiCrossError, match=r"is no cell of .*did you mean phantom-N5-alpha0\.3"):
         against_text("phantom-N5-alpha.3", out, "fedbicross-uniform")
+
+
+def test_what_limits_a_test_is_said_below_it(tmp_path: Path) -> None:
+    out = build_comparison(tmp_path, variants=("fedbicross", "fedbicross-uniform", "dense"), seeds=(0,))
+    cell = "phantom-N5-alpha0.3"
+    for variant, epochs in (("fedbicross-uniform", 7), ("dense", 9)):
+        set_config(out / cell / variant / "seed-0", client__epochs=epochs)
+    lost = out / cell / "fedbicross" / "seed-0" / "run.json"
+    edit(lost, lambda content: content["clients"][2].update(status="failed", reason="too few images"))
+    said = against_text(cell, out, "fedbicross-uniform").split("\n\n")[2].splitlines()
+    assert any(
+        "fedbicross-uniform seed 0 do not compare: they differ in client.epochs" in one for one in said
+    )
+    assert "- Seed 0 is without client 2 (too few images) in fedbicross." in said
+    assert not any("dense" in one for one in said), "it has no part in the test"
+
+
+def test_tests_against_a_method_are_markdown_alone(tmp_path: Path) -> None:
+    with pytest.raises(
+        FedBiCrossError, match="--format latex: the tests of --against are written as markdown"
+    ):
+        table("phantom-N5-alpha0.3", tmp_path, format="latex", against="dense")
+    with pytest.raises(FedBiCrossError, match="--format 'csvv' is unknown"):
+        table("phantom-N5-alpha0.3", tmp_path, format="csvv", against="dense")
 
 
 def test_too_few_pairs_get_no_p() -> None:

@@ -98,6 +98,9 @@ def test_table_one_puts_ours_beside_the_papers(tmp_path: Path) -> None:
 
 def test_what_is_not_run_is_a_dash_and_differences_are_said(tmp_path: Path) -> None:
     out = build_comparison(tmp_path, [("phantom", 20, 0.3)], ("fedbicross",), (0,))
+    settings = {**settings_of("paper"), "inversion.iterations": 6, "inversion.tv_weight": 5.0}
+    run = out / "phantom-N20-alpha0.3" / "fedbicross" / "seed-0"
+    set_config(run, **{key.replace(".", "__"): value for key, value in settings.items()})
     text = table_text("3", out, "markdown")
     assert "| FedAvg-1 | - | - | 12.95 |" in text
     assert "phantom is not a data set of the paper" in text

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from run_builder import MakeRun, edit
 
+from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.report import load_run, results_table, seeds_table
+from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.seeds_table import COLUMNS
 
 
@@ -73,6 +75,35 @@ def test_runs_of_different_settings_are_refused(make_run: MakeRun) -> None:
     config.write_text(config.read_text().replace("alpha = 0.3", "alpha = 0.1"))
     with pytest.raises(FedBiCrossError, match=r"differ in partition\.alpha \(0\.3 and 0\.1\)"):
         seeds_table([load_run(one), load_run(two)])
+
+
+def test_a_setting_that_is_younger_than_a_run_has_its_default_there(make_run: MakeRun) -> None:
+    one, two = (load_run(folder) for folder in folders(make_run, (0, 1)))
+    default = RunConfig().client.batch_size
+
+    def with_batches(size: int) -> RunRecord:
+        return dataclasses.replace(two, config={**two.config, "client.batch_size": size})
+
+    without = {key: value for key, value in one.config.items() if key != "client.batch_size"}
+    older = dataclasses.replace(one, config=without)
+    assert seeds_table([older, with_batches(default)]).seeds == (0, 1)
+    with pytest.raises(FedBiCrossError, match=rf"differ in client\.batch_size \({default} and 7\)"):
+        seeds_table([older, with_batches(7)])
+
+
+def test_runs_of_different_versions_are_told(make_run: MakeRun) -> None:
+    runs = [load_run(folder) for folder in folders(make_run, (0, 1))]
+    made = [dataclasses.replace(run, versions={"code": f"c0de{run.seed}"}) for run in runs]
+    assert (
+        seeds_table(made)
+        .markdown()
+        .endswith(
+            "\n\nThe runs were made by different versions of this program: c0de0 (seed 0, ...) and c0de1 "
+            "(seed 1, ...).\n"
+        )
+    )
+    same = [made[0], dataclasses.replace(runs[1], versions=made[0].versions)]
+    assert "versions" not in seeds_table(same).markdown()
 
 
 def test_runs_may_differ_in_what_their_method_does_not_read(make_run: MakeRun) -> None:

@@ -23,7 +23,7 @@ from fedbicross_flwr.compare.figures.looks import (
     percent_of,
     say_missing_seeds,
 )
-from fedbicross_flwr.compare.lines import BELOW, SHIPPED, Line, SeedScores, lines_of
+from fedbicross_flwr.compare.lines import MANY_ROUNDS, SHIPPED, Line, SeedScores, lines_of
 from fedbicross_flwr.compare.variants import VARIANTS
 from fedbicross_flwr.report.figures.missing import NothingToDrawError
 from fedbicross_flwr.report.style import LIGHT, Theme, context, figure, label
@@ -86,12 +86,12 @@ def draw_cost(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
 
 
 def _drawable(cell: CellRuns) -> list[Line]:
-    """Return the methods that are compared by cost, and the control."""
+    """Return the methods that are compared by cost, and the control; a ceiling sends and receives nothing."""
     return [
         line
         for line in lines_of(cell)
         if percent_of(line, ACCURACY)
-        and (line.group == "one-shot" or line.group in BELOW or line.variant == CONTROL_LINE)
+        and (line.group in {"one-shot", MANY_ROUNDS} or line.variant == CONTROL_LINE)
     ]
 
 
