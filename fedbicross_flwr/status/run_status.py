@@ -16,7 +16,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_readers import CENTRAL
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.handover.kept_shipment import check_run_folder
-from fedbicross_flwr.progress import Event, new_events, read_events
+from fedbicross_flwr.progress import TRAINING, Event, new_events, read_events
 from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.units import count
 from fedbicross_flwr.runs.folder import FAILED, RunFolder, read_config
@@ -164,12 +164,14 @@ def stage_of(
         return "failed", Node.read(path / FAILED)["error"].text()
     if config.method == CENTRAL:
         return "central", ""
-    if (path / "models" / "cluster-0.safetensors").exists():
+    last = next((event for event in reversed(events) if event.stage != "note"), None)
+    at_server = last is not None and last.client is None
+    # What a run under other software left is there still while it is made anew.
+    anew = last is not None and (last.stage == TRAINING or (at_server and last.done < last.total))
+    if not anew and (path / "models" / "cluster-0.safetensors").exists():
         return ("report" if all(party.state == "done" for party in parties) else "shipping"), ""
     if is_flower(config.method):
         return "rounds", ""
-    work = [event for event in events if event.stage != "note"]
-    at_server = bool(work) and work[-1].client is None
     sent = all(party.sent for party in parties)
     return ("method" if at_server or sent else "uploads"), ""
 

@@ -124,6 +124,7 @@ def test_a_run_in_the_method_and_in_the_second_round(run: Path) -> None:
     assert read_status(run).stage == "method"
     assert line_of(shown(run), "synthesis, cluster 0").endswith("25%")
     assert line_of(shown(run), "left:").startswith("left: the method; 3 personal models")
+    log.advance("synthesis, cluster 0", 4, 4)
     (run / "models").mkdir()
     shutil.copy(finished() / "models" / "cluster-0.safetensors", run / "models")
     shutil.copytree(finished() / "sites" / "client-01", run / "sites" / "client-01")
@@ -163,6 +164,21 @@ def test_rounds_of_flower_s_strategies_keep_no_uploads(tmp_path: Path) -> None:
     EventLog(tmp_path / "progress.jsonl").advance("rounds", 2, 5)
     text = shown(tmp_path)
     assert STAGES["rounds"] in text and line_of(text, "rounds").endswith("40%")
+
+
+def test_models_of_before_are_no_second_round_while_a_run_begins_anew(run: Path) -> None:
+    take_back(run, "run.json", "sites/client-02", "uploads/client-02*")
+    assert read_status(run).stage == "shipping"
+    log = EventLog(run / "progress.jsonl", interval=0.0)
+    log.note("client 2 trains again: another version made its model")
+    assert read_status(run).stage == "shipping"
+    for stage, client, expected in (
+        ("training", 2, "uploads"),
+        ("synthesis, cluster 0", None, "method"),
+        ("personalisation", 2, "shipping"),
+    ):
+        log.advance(stage, 1, 4, client=client)
+        assert read_status(run).stage == expected
 
 
 def test_a_run_of_a_comparison_that_failed_says_why(tmp_path: Path) -> None:
