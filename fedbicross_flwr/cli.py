@@ -112,8 +112,13 @@ def compare(
         bool, typer.Option("--flower", help="Each run under Flower and Ray; the numbers are the same.")
     ] = False,
     jobs: Annotated[
-        int, typer.Option(help="Runs at once, by Ray; each with its share of the cores or a GPU.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Runs at once, by Ray; each with its share of the cores or a GPU. [2 on a CPU, else 1]",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run all methods on the same uploads, and write one table."""
     base = base_settings(scale, config, settings or [])

@@ -7,6 +7,8 @@ numbers are those of the runs one after another.
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,9 +27,24 @@ from fedbicross_flwr.runs.code_version import shared_folder
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's least but a little: tasks take a configuration and give back a few words."""
 
+USUAL_JOBS = 2
+"""Most of a run is one student's training on one core, and a laptop has the memory of two runs."""
+
 Submit = Callable[[PlannedRun], Any]
 Wait = Callable[[Sequence[Any]], tuple[Any, Done | str]]
 """Waits for one of several tasks; returns it and what came of it, or why its process ended early."""
+
+
+def usual_jobs(runs: Sequence[PlannedRun], flower: bool) -> int:
+    """Return how many runs are made at once if nobody says: two on a CPU's cores, where that can be.
+
+    An accelerator is one run's, and under Flower the clients of one run have all cores.
+    """
+    if flower or len(runs) < USUAL_JOBS or any(is_flower(run.variant.name) for run in runs):
+        return 1
+    runtime = runs[0].config.runtime
+    on_cpu = Compute.of(runtime).device.type == "cpu"
+    return USUAL_JOBS if on_cpu and server_threads(runtime) >= USUAL_JOBS else 1
 
 
 def check_jobs(runs: Sequence[PlannedRun], flower: bool, jobs: int) -> None:
@@ -206,7 +223,9 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
     FedBiCrossError
         When Ray does not start.
     """
-    with own_ray(jobs, object_store_memory=OBJECT_STORE_BYTES):
+    # Ray's processes find this package where this one did, and a method of one's own beside it.
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with own_ray(jobs, object_store_memory=OBJECT_STORE_BYTES, runtime_env={"env_vars": paths}):
         # Not above: it takes seconds, and is for `--jobs` alone.
         import ray
         from ray.exceptions import RayError, RayTaskError

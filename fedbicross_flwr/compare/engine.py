@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbicross_flwr.compare.at_once import check_jobs, make_at_once
+from fedbicross_flwr.compare.at_once import check_jobs, make_at_once, usual_jobs
 from fedbicross_flwr.compare.in_turn import make_runs
 from fedbicross_flwr.compare.pace import say_at_once
 from fedbicross_flwr.compare.pages import write_comparison
@@ -27,14 +27,17 @@ from fedbicross_flwr.runs.opening import sole_comparison
 from fedbicross_flwr.runs.trackers import check_tracker
 
 
-def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int = 1) -> int:
+def compare_all(runs: Sequence[PlannedRun], flower: bool, out: Path, jobs: int | None = None) -> int:
     """Check everything, make all runs, up to `jobs` at once, write the table; return the exit status.
+
+    Without `jobs` it is `usual_jobs`.
 
     Raises
     ------
     FedBiCrossError
         For a mistake in any run, before the first one starts; or when the disk is full.
     """
+    jobs = jobs or usual_jobs(runs, flower)
     check_jobs(runs, flower, jobs)
     check_runs(runs, out)
     with sole_comparison(out):

@@ -27,7 +27,7 @@ LEGEND = (
     "mean ± sample standard deviation over seeds. Rounds: exchanges with the clients, a last one for the "
     "final model included. Sent and received: bytes per client, of models and what goes with them. Wall "
     "seconds: the whole run as if it had been alone, the clients' training included; the controls count in "
-    "the run that measured them."
+    "the run that measured them. Runs that were made at once share the cores, and their seconds are more."
 )
 
 

@@ -632,6 +632,7 @@ def command(
     def run(*arguments: str, config: bool = True) -> Answer:
         flat = [f"--set={key}={value}" for key, value in TINY.items()]
         chosen = ["--config", str(tmp_path / "tiny.toml")] if config else []
+        chosen += [] if "--jobs" in arguments or "--flower" in arguments else ["--jobs", "1"]
         monkeypatch.setattr(sys, "argv", ["fedbicross", "compare", *chosen, *flat, *arguments])
         monkeypatch.chdir(tmp_path)
         capsys.readouterr()

@@ -18,11 +18,12 @@ from typing import Any
 
 import joblib
 import pytest
+import torch
 from ray_processes import open_to_others, processes_of
 from ray_processes import temporary as temporary
 from small_runs import TINY, read_json, without_report
 
-from fedbicross_flwr.compare import at_once
+from fedbicross_flwr.compare import at_once, engine
 from fedbicross_flwr.compare.at_once import (
     Teller,
     apart,
@@ -31,12 +32,14 @@ from fedbicross_flwr.compare.at_once import (
     make_at_once,
     prerequisites,
     share_of,
+    usual_jobs,
 )
 from fedbicross_flwr.compare.in_turn import make_runs
 from fedbicross_flwr.compare.pace import Pace
 from fedbicross_flwr.compare.plan import PlannedRun, cells_of, plan_runs
 from fedbicross_flwr.compare.single_run import Done, Failure
 from fedbicross_flwr.compare.variants import variants_named
+from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.runs.code_version import shared_folder
 from fedbicross_flwr.runs.folder import FAILED, RunFolder
@@ -268,6 +271,25 @@ def test_what_cannot_be_made_at_once_is_refused(tmp_path: Path) -> None:
         check_jobs(planned(tmp_path, "fedavg,flower:FedAvg"), False, 2)
     check_jobs(runs, False, 2)
     check_jobs(certain, True, 1)
+
+
+def test_two_runs_are_made_at_once_on_a_cpu_if_nobody_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = planned(tmp_path, "fedavg,dense", runtime__server_threads=4)
+    assert usual_jobs(runs, flower=False) == 2
+    assert usual_jobs(runs, flower=True) == usual_jobs(runs[:1], flower=False) == 1
+    assert usual_jobs(planned(tmp_path, "fedavg,dense", runtime__server_threads=1), flower=False) == 1
+    assert usual_jobs(planned(tmp_path, "fedavg,flower:FedAvg"), flower=False) == 1
+
+    def told(runs: Sequence[PlannedRun], jobs: int, say: Callable[[str], None]) -> list[Failure]:
+        raise KeyboardInterrupt(jobs)
+
+    monkeypatch.setattr(engine, "make_at_once", told)
+    with pytest.raises(KeyboardInterrupt, match="2"):
+        engine.compare_all(runs, False, tmp_path)
+    monkeypatch.setattr(at_once.Compute, "of", lambda runtime: Compute(torch.device("meta")))
+    assert usual_jobs(runs, flower=False) == 1
 
 
 # --- on Ray

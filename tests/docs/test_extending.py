@@ -55,7 +55,19 @@ def python(home: Path, *words: str) -> str:
 
 def compare(home: Path, methods: str, out: str, *words: str) -> Path:
     """Make a small comparison of one seed with the package of a folder."""
-    asked = ("--methods", methods, "--seeds", "1", "--config", "small.toml", "--out", out, *words)
+    asked = (
+        "--methods",
+        methods,
+        "--seeds",
+        "1",
+        "--config",
+        "small.toml",
+        "--out",
+        out,
+        "--jobs",
+        "1",
+        *words,
+    )
     python(home, "-m", "fedbicross_flwr", "compare", *asked)
     return home / out
 
