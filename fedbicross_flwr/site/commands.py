@@ -42,12 +42,14 @@ def predict(
     """Let a model answer images: the class and the probability of every class, as CSV."""
     # Imported here, as PyTorch takes seconds to load and `--help` should not.
     from fedbicross_flwr.compute import resolve_device
-    from fedbicross_flwr.site.prediction import files_read, predictions
+    from fedbicross_flwr.site.prediction import files_read, passed_over, predictions
 
     resolve_device(device, "--device")
     if out is not None:
         check_apart(expanded(out), files_read(model, images))
     deliver(predictions(model, images, device), out)
+    if line := passed_over(images):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def card(

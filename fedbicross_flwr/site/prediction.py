@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,8 @@ from fedbicross_flwr.data.folder import GRAY_MODES, FolderSource, check_image, i
 from fedbicross_flwr.data.npz import array_names, read_chunks, read_header
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import expanded, reading
+from fedbicross_flwr.files import expanded, reading, shown
+from fedbicross_flwr.report.units import count
 from fedbicross_flwr.site.store import PERSONAL
 
 CHUNK: Final = 2048
@@ -97,6 +98,21 @@ def files_read(model: Path, images: Path) -> list[Path]:
     return [model_file(model), *(image_files(path) if is_folder(path) else [path])]
 
 
+def passed_over(images: Path) -> str:
+    """Return a line on the files that `predictions` leaves unanswered for their endings, if there are any."""
+    path = expanded(images)
+    if not is_folder(path):
+        return ""
+    with reading(path):
+        files = sorted(file for file in visible_files(path) if not has_image_ending(file))
+    if not files:
+        return ""
+    example = files[0].relative_to(path).as_posix()
+    return shown(
+        f"{path}: {count(len(files), 'file')} passed over, without the ending of an image, such as {example}"
+    )
+
+
 def folder_batch(folder: Path) -> Batch:
     """Return the images in a folder and the folders in it, by name; hidden ones are passed over.
 
@@ -122,16 +138,21 @@ def folder_batch(folder: Path) -> Batch:
 
 def image_files(folder: Path) -> list[Path]:
     """Return what a folder and the folders in it have with the ending of an image, by name."""
-    endings = readable_endings()
     with reading(folder):
-        return sorted(file for file in visible_files(folder) if file.suffix.lower() in endings)
+        return sorted(filter(has_image_ending, visible_files(folder)))
 
 
-def readable_endings() -> set[str]:
+def has_image_ending(file: Path) -> bool:
+    """Return whether a file has the ending of an image."""
+    return file.suffix.lower() in readable_endings()
+
+
+@cache
+def readable_endings() -> frozenset[str]:
     """Return the endings of images, in lower case with their dot: those that Pillow itself can decode."""
     Image.init()  # Until then Pillow knows of no kind.
     kinds = {kind for kind, (opener, _) in Image.OPEN.items() if not is_stub(opener)} - {"EPS", "WMF"}
-    return {ending for ending, kind in Image.registered_extensions().items() if kind in kinds}
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 def is_stub(opener: object) -> bool:
@@ -142,18 +163,27 @@ def is_stub(opener: object) -> bool:
 def visible_files(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder and in all folders in it, but for hidden ones and what lies in them.
 
+    Links to folders are followed. One that leads back to a folder which it lies in is not: what is there has
+    a name already.
+
     Raises
     ------
     OSError
         When a folder cannot be read: what is in it would go unanswered.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        place, above = waiting.pop()
+        facts = place.stat()
+        if (here := (facts.st_dev, facts.st_ino)) in above:
+            continue
+        for entry in place.iterdir():
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                waiting.append((entry, above | {here}))
+            else:
+                yield entry
 
 
 def packed_batch(path: Path) -> Batch:

@@ -107,7 +107,8 @@ def test_a_folder_s_images_are_answered_file_by_file(command: Command, tmp_path:
     model = save(tmp_path, 3, temperature="2.5")
     out = tmp_path / "made" / "predictions.csv"
     answer = command("predict", "--model", model, "--images", folder, "--out", out, "--device", "cpu")
-    assert (answer.status, answer.output, answer.error) == (0, "", "")
+    said = f"note: {folder}: 1 file passed over, without the ending of an image, such as notes.txt\n"
+    assert (answer.status, answer.output, answer.error) == (0, "", said)
     heading, files, classes, values = table(out.read_text(encoding="utf-8"))
     assert heading == ["file", "predicted", *(f"probability of {name}" for name in NAMES)]
     assert files == names
@@ -152,6 +153,17 @@ def test_gray_files_among_colour_ones_are_read_as_rgb_as_in_a_site_s_folder(tmp_
     np.testing.assert_array_equal(
         values[:1], load_model(model, "cpu").predict(np.concatenate([as_rgb, pixels(1, 3)]))[:1]
     )
+
+
+def test_linked_folders_are_followed_and_circles_are_not(command: Command, tmp_path: Path) -> None:
+    folder, model = gray_folder(tmp_path / "new", 1), save(tmp_path)
+    (gray_folder(tmp_path / "elsewhere", 2) / "scan.dcm").write_text("no image")
+    (folder / "slide").symlink_to("../elsewhere")
+    (folder / "again").symlink_to(".")
+    (tmp_path / "elsewhere" / "back").symlink_to("../new")
+    answer = command("predict", "--model", model, "--images", "new", "--device", "cpu")
+    assert answer.status == 0 and table(answer.output)[1] == ["0.png", "slide/0.png", "slide/1.png"]
+    assert answer.error.startswith("note: new: 1 file passed over") and "slide/scan.dcm\n" in answer.error
 
 
 # --- the temperature of a personal model
