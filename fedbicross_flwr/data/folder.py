@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
     ------
     FedBiCrossError
         No ``train`` folder, fewer than two classes, an empty class, a class in ``val`` or ``test`` that
-        ``train`` has not, an unreadable folder or image, or one that is not 28x28 pixels of 8 bits.
+        ``train`` has not, an unreadable folder or image, or one that is not 28x28 pixels of 8 bits, or
+        several in a file.
     """
     check_layout(path)
     classes = tuple(folder.name for folder in subfolders(path / "train"))
@@ -233,10 +235,16 @@ def opened(file: Path) -> Iterator[Image.Image]:
 
 
 def check_image(file: Path) -> str:
-    """Return the image's Pillow mode after checking size and depth, and that it can be read to its end."""
+    """Return the image's Pillow mode after checking that it is one image, its size, depth, and all of it.
+
+    Raises
+    ------
+    FedBiCrossError
+        When it is not one image of 28x28 pixels of 8 bits, or cannot be read.
+    """
     with opened(file) as image:
-        size, mode, deep = image.size, image.mode, depth_problem(image)
-        if size == (IMAGE_SIZE, IMAGE_SIZE) and not deep:
+        size, mode, deep, frames = image.size, image.mode, depth_problem(image), frames_in(image)
+        if size == (IMAGE_SIZE, IMAGE_SIZE) and not deep and frames == 1:
             image.load()
     if size != (IMAGE_SIZE, IMAGE_SIZE):
         raise FedBiCrossError(
@@ -246,7 +254,25 @@ def check_image(file: Path) -> str:
         raise FedBiCrossError(
             f"{file}: has pixels of mode {deep}; save it with 8 bits a channel, grayscale or RGB"
         )
+    if frames > 1:
+        raise FedBiCrossError(
+            f"{file}: holds {frames} images, and one a file is read; save each that is meant in its own file"
+        )
     return mode
+
+
+def frames_in(image: Image.Image) -> int:
+    """Return how many images a file holds: a TIFF has pages, a PNG may be animated, and the first is read.
+
+    Raises
+    ------
+    OSError
+        When they cannot be counted.
+    """
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except (EOFError, LookupError, TypeError, struct.error) as error:  # Pillow's, at a page that is cut short
+        raise OSError(f"its pages cannot be counted: {error}") from error
 
 
 def depth_problem(image: Image.Image) -> str:

@@ -21,6 +21,7 @@ from fedbicross_flwr.data.folder import (
     SUFFIXES,
     depth_problem,
     entries,
+    frames_in,
     is_folder,
     is_image,
     opened,
@@ -123,6 +124,7 @@ class FolderLook:
     broken: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     deep: list[str] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
     passed: list[str] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
 
@@ -148,13 +150,15 @@ class FolderLook:
         """Return the digest of an image's pixels, or None when it cannot be used."""
         try:
             with opened(file) as image:
-                deep = depth_problem(image)
+                deep, frames = depth_problem(image), frames_in(image)
                 image.load()
                 self.found.sizes[f"{image.width}x{image.height}"] += 1
                 if image.size != (IMAGE_SIZE, IMAGE_SIZE):
                     self.misfits.append(f"{self.name(file)} ({image.width}x{image.height})")
                 elif deep:
                     self.deep.append(f"{self.name(file)} (mode {deep})")
+                elif frames > 1:
+                    self.several.append(f"{self.name(file)} ({frames})")
                 else:
                     pixels = np.asarray(image.convert("RGB"))
                     self.modes["gray" if image.mode in GRAY_MODES else "colour"] += 1
@@ -173,6 +177,7 @@ class FolderLook:
         found.blame(self.broken, "cannot be read as an image; replace or remove")
         found.blame(self.misfits, f"of another size; resize to {size} pixels")
         found.blame(self.deep, "without 8 bits a channel; save as grayscale or RGB with 8 bits")
+        found.blame(self.several, "with several images in it; save each that is meant in its own file")
         if self.passed:
             found.notes.append(
                 f"passed over, as not in a class folder or without an ending of {', '.join(SUFFIXES)}: "

@@ -260,6 +260,10 @@ def deep_pixels(folder: Path) -> None:
     Image.fromarray(np.zeros((28, 28), np.uint16)).save(folder / "1.png")
 
 
+def several_pages(folder: Path) -> None:
+    Image.new("L", (28, 28)).save(folder / "1.tif", save_all=True, append_images=[Image.new("L", (28, 28))])
+
+
 def no_image(folder: Path) -> None:
     (folder / "1.png").write_text("no image")
 
@@ -293,6 +297,7 @@ def empty(folder: Path) -> None:
     [
         (wrong_size, ("1.png", "30x28", "28x28")),
         (deep_pixels, ("1.png", "mode I;16", "8 bits")),
+        (several_pages, ("1.tif", "holds 2 images")),
         (no_image, ("1.png", "not an image")),
         (cut_short, ("1.png", "cannot be read as an image")),
         (dangling, ("1.png", "cannot be read as an image", "No such file")),

@@ -139,6 +139,28 @@ def test_sixteen_bits_in_colour(folder: Path, colour_type: int, channels: int, m
     assert any("without 8 bits" in one and f"1.png (mode {mode}" in one for one in found.problems)
 
 
+@pytest.mark.parametrize("name", ["1.tif", "9.png"])
+def test_a_file_of_several_images(folder: Path, name: str) -> None:
+    """Pages of a TIFF, or an animated PNG: Pillow opens them at the first one."""
+    file = folder / "train" / "benign" / name
+    _picture(1).save(file, save_all=True, append_images=[_picture(2), _picture(3)])
+    _fail(folder, rf"benign/{name}: holds 3 images, and one a file is read; save each")
+    found = Findings()
+    look_at_folder(folder, found, None)
+    assert found.problems == [
+        f"1 file with several images in it; save each that is meant in its own file: train/benign/{name} (3)"
+    ]
+
+
+def test_pages_that_are_cut_short(folder: Path) -> None:
+    file = folder / "train" / "benign" / "1.tif"
+    _picture(1).save(file, save_all=True, append_images=[_picture(2)])
+    whole = file.read_bytes()
+    for length in range(0, len(whole), 97):
+        file.write_bytes(whole[:length])
+        _fail(folder, r"1.tif: (cannot be read as an image|holds 2 images)")
+
+
 def test_an_image_that_is_cut_short_is_found_before_it_is_needed(folder: Path) -> None:
     file = folder / "test" / "malignant" / "1.png"
     file.write_bytes(file.read_bytes()[:-400])
