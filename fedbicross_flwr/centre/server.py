@@ -90,8 +90,11 @@ class SiteServer(SiteUploads):
         self.roster.write()
 
     def reopen(self) -> None:
-        """Open the window for uploads again: what comes of it is learned anew, and nothing else stands."""
-        self.roster.closed = None
+        """Open both windows again: what comes of the uploads is learned anew, and nothing else stands.
+
+        The former window for uploads may be over, and enough uploads be left: the lost one would be late.
+        """
+        self.roster.opened, self.roster.closed, self.roster.shipping = None, None, None
         for entry in self.roster.sites:
             entry.cluster, entry.late, entry.held = None, False, False
             self.scores_path(entry.client).unlink(missing_ok=True)

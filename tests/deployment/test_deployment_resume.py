@@ -195,12 +195,16 @@ def test_when_the_window_opens_again_nothing_of_the_former_outcome_stands(tmp_pa
     (folder / "uploads" / "client-01.safetensors").unlink()
     found = read_json(folder / "roster.json")
     found["sites"][0].update(held=True, late=True, cluster=7, state="held back")
+    found["opened"] = found["shipping"] = "2020-01-01T00:00:00.000+00:00"
     (folder / "roster.json").write_text(json.dumps(found))
     assert any((folder / "scores").iterdir())
     server = SiteServer.open_sites(deployed(folder), folder)
     entry = server.site(0)
     assert (entry.held, entry.late, entry.cluster, entry.state) == (False, False, None, "uploaded")
     assert server.roster.closed is None and not any((folder / "scores").iterdir())
+    # Two uploads are left, which are enough: the window must not be the one that is over.
+    assert server.enough and server.open_uploads() == pytest.approx(60.0, abs=5.0)
+    assert server.roster.shipping is None
 
 
 def test_other_settings_are_refused_and_windows_may_change(tmp_path: Path) -> None:
