@@ -166,6 +166,14 @@ def seconds_since(time: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
 
 
+def seconds_left(window: float, opened: str) -> float:
+    """Return the seconds that are left of a window that was opened at a time of the roster.
+
+    Never more than `window`: by a clock that was ahead then and has been set back, it lies in the future.
+    """
+    return min(window - seconds_since(opened), window)
+
+
 def seconds_between(first: str | None, last: str | None) -> float:
     """Return the seconds between two times of the roster; 0 where one is missing."""
     if first is None or last is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fedbicross_flwr.centre.kept_outcome import load_outcome, save_outcome
 from fedbicross_flwr.centre.late_site import nearest_cluster
 from fedbicross_flwr.centre.registry import SiteRegistry
-from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_between, seconds_since
+from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_between, seconds_left
 from fedbicross_flwr.centre.uploads import SiteUploads
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
@@ -174,7 +174,7 @@ class SiteServer(SiteUploads):
     def shipping_left(self) -> float:
         """Return the seconds that are left of the window for personal models."""
         assert self.roster.shipping is not None
-        return self.roster.personal_window - seconds_since(self.roster.shipping)
+        return seconds_left(self.roster.personal_window, self.roster.shipping)
 
     def cluster_of(self, client: int) -> int:
         """Return the cluster of a site; one that the method did not see joins the nearest."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedbicross_flwr.centre.registry import SiteRegistry
-from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_since
+from fedbicross_flwr.centre.roster import Roster, SiteEntry, now, seconds_left
 from fedbicross_flwr.centre.upload_flags import find_flags
 from fedbicross_flwr.compute import cpu_threads
 from fedbicross_flwr.config_readers import FEDBICROSS
@@ -89,7 +89,7 @@ class SiteUploads(Server):
     def uploads_left(self) -> float:
         """Return the seconds that are left of the window for uploads."""
         assert self.roster.opened is not None
-        return self.roster.upload_window - seconds_since(self.roster.opened)
+        return seconds_left(self.roster.upload_window, self.roster.opened)
 
     def accept(
         self,

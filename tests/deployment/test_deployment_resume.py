@@ -207,6 +207,13 @@ def test_when_the_window_opens_again_nothing_of_the_former_outcome_stands(tmp_pa
     assert server.roster.shipping is None
 
 
+def test_a_clock_that_is_set_back_makes_no_window_longer(tmp_path: Path) -> None:
+    folder = shutil.copytree(reference()[0], tmp_path / "run")
+    server = SiteServer.open_sites(deployed(folder), folder)
+    server.roster.opened = server.roster.shipping = "2999-01-01T00:00:00.000+00:00"
+    assert server.open_uploads() == server.open_shipping() == 60.0
+
+
 def test_other_settings_are_refused_and_windows_may_change(tmp_path: Path) -> None:
     folder = shutil.copytree(reference()[0], tmp_path / "run")
     with pytest.raises(FedBiCrossError, match=r"belongs to a run with deployment\.sites"):
