@@ -19,10 +19,11 @@ from jinja2 import Environment, StrictUndefined
 
 import fedbicross_flwr
 from fedbicross_flwr.artifacts import digest, load_model, read_tensors
+from fedbicross_flwr.errors import FedBiCrossError
 from fedbicross_flwr.evaluation import Scores
 from fedbicross_flwr.report.units import ABSENT, human_bytes, percent
 from fedbicross_flwr.site.prediction import model_file
-from fedbicross_flwr.site.store import SCORES, RowScores, read_scores
+from fedbicross_flwr.site.store import PERSONAL, SCORES, RowScores, read_scores
 
 TITLES: Final[Mapping[str, str]] = {
     "personal": "this model",
@@ -38,6 +39,9 @@ SHOWN: Final[Mapping[str, str]] = {
     "auc": "AUC",
     "ece": "calibration error",
 }
+
+FACTS: Final = ("key", "temperature")
+"""What a personal model's file says, and no other model's file says all of."""
 
 TEMPLATE: Final = """\
 # Model card: {{ name | plain }}
@@ -118,11 +122,12 @@ def model_card(model: Path) -> str:
     Raises
     ------
     FedBiCrossError
-        When there is no model, or it is damaged.
+        When there is no model, it is damaged, or it is no personal model.
     """
     file = model_file(model)
     classifier = load_model(file, device="cpu")
     state, facts = read_tensors(file)
+    check_personal(file, facts)
     spec, written = classifier.spec, file.stat()
     described = (
         ("file", file.name),
@@ -146,6 +151,21 @@ def model_card(model: Path) -> str:
         versions=versions(),
         today=datetime.now(UTC).date().isoformat(),
     )
+
+
+def check_personal(file: Path, facts: Mapping[str, str]) -> None:
+    """Refuse a model of which the card would say what is not so: a cluster's, an upload, a site's own f_i.
+
+    Raises
+    ------
+    FedBiCrossError
+        When its file does not say what a personal model's does.
+    """
+    if missing := [fact for fact in FACTS if fact not in facts]:
+        raise FedBiCrossError(
+            f"{file} is no personal model, as it has no {' and no '.join(missing)}, and a card tells of no "
+            f"other; give a site's folder or the {PERSONAL} in it"
+        )
 
 
 def files_read(model: Path) -> list[Path]:

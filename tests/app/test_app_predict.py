@@ -416,7 +416,7 @@ def test_the_card_says_what_the_folder_holds_and_no_class_counts(
 
 
 def test_the_card_of_a_model_without_scores_says_so(tmp_path: Path, command: Command) -> None:
-    model = save(tmp_path, key="another")
+    model = save(tmp_path, key="another", temperature="1.0")
     (tmp_path / "scores.json").write_text('{"key": "k", "scores": {"personal": {}}}')
     answer = command("card", "--model", model)
     assert answer.status == 0
@@ -439,13 +439,26 @@ def test_the_card_of_a_model_without_scores_says_so(tmp_path: Path, command: Com
     ],
 )
 def test_damaged_scores_are_not_on_the_card(command: Command, tmp_path: Path, damaged: object) -> None:
-    model = save(tmp_path, key="k")
+    model = save(tmp_path, key="k", temperature="1.0")
     whole = {"personal": {"local": {**dict.fromkeys(METRICS, 0.25), "samples": 4.0}}}
     (tmp_path / "scores.json").write_text(json.dumps({"key": "k", "scores": whole}))
     assert "| 25.0 | 25.0 |" in command("card", "--model", model).output
     (tmp_path / "scores.json").write_text(json.dumps({"key": "k", "scores": damaged}))
     answer = command("card", "--model", model)
     assert (answer.status, answer.error) == (0, "") and "No scores of this model" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("facts", "missing"),
+    [({}, "no key and no temperature"), ({"key": "k", "chosen_epoch": "1"}, "no temperature")],
+    ids=["cluster", "local"],
+)
+def test_there_is_no_card_of_a_model_that_is_not_personal(
+    command: Command, tmp_path: Path, facts: dict[str, str], missing: str
+) -> None:
+    model = save(tmp_path, 1, **facts)
+    said = "model.safetensors is no personal model", missing, "give a site's folder"
+    command("card", "--model", model).is_refusal(*said)
 
 
 def test_a_card_of_nothing_is_one_line(tmp_path: Path, command: Command) -> None:
