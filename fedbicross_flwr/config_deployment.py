@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.files import composed
 from fedbicross_flwr.settings import setting
 
 # A site's name is the name of a folder in its store and of its key's files, and stands in logs and tables.
@@ -73,8 +74,8 @@ class DeploymentConfig:
 
 
 def names_in(text: str) -> tuple[str, ...]:
-    """Return the names in a text with commas between them."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """Return the names in a text with commas between them, each as `composed` has it."""
+    return tuple(composed(name.strip()) for name in text.split(",") if name.strip())
 
 
 def check_deployment(config: DeploymentConfig) -> None:

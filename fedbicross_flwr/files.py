@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,6 +117,14 @@ def shown(text: str) -> str:
 def is_text(name: str) -> bool:
     """Return whether a name is text, and not bytes in another encoding than UTF-8."""
     return name == name.encode("utf-8", "ignore").decode("utf-8")
+
+
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC).
+
+    macOS takes the letters of a folder's name apart, so that one name is two texts that look alike.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def refuse_pipe(path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import is_text, reading, refuse_pipe
+from fedbicross_flwr.files import composed, is_text, reading, refuse_pipe
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS: Final = ("BMP", "JPEG", "PNG", "TIFF")
@@ -95,13 +95,13 @@ def open_folder(path: Path, *, name: str, licence: str) -> FolderSource:
         several in a file.
     """
     check_layout(path)
-    classes = tuple(folder.name for folder in subfolders(path / "train"))
+    classes = class_folders(path / "train")
     if len(classes) < 2:
         found = f"one class folder ('{classes[0]}')" if classes else "no class folder"
         raise FedBiCrossError(f"{path / 'train'}: {found} in it; at least two classes are needed")
 
     def complaint(folder: Path) -> str:
-        return f"class '{folder.name}' has no folder in {folder.parent.with_name('train')}"
+        return f"class '{class_of(folder)}' has no folder in {folder.parent.with_name('train')}"
 
     files = labelled_files(path, classes, complaint)
     present = {label for _, label in files["train"]}
@@ -149,15 +149,15 @@ def labelled_files(
     FedBiCrossError
         For such a folder, or one that cannot be looked at.
     """
-    label_of = {class_name: label for label, class_name in enumerate(classes)}
+    label_of = {composed(class_name): label for label, class_name in enumerate(classes)}
 
     def files_in(split: Path) -> Iterator[tuple[Path, int]]:
         folders = subfolders(split) if is_folder(split) else []
         for folder in folders:
-            if folder.name not in label_of:
+            if class_of(folder) not in label_of:
                 raise FedBiCrossError(f"{folder}: {complaint(folder)}")
-        for folder in sorted(folders, key=lambda one: label_of[one.name]):
-            yield from ((file, label_of[folder.name]) for file in entries(folder) if is_image(file))
+        for folder in sorted(folders, key=lambda one: label_of[class_of(one)]):
+            yield from ((file, label_of[class_of(folder)]) for file in entries(folder) if is_image(file))
 
     return {
         part: tuple(pair for split in splits for pair in files_in(path / split))
@@ -200,18 +200,41 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
+def class_of(folder: Path) -> str:
+    """Return the name of the class whose images a folder holds."""
+    return composed(folder.name)
+
+
+def class_folders(split: Path) -> tuple[str, ...]:
+    """Return the sorted names of the classes that have a folder in a split's.
+
+    Raises
+    ------
+    FedBiCrossError
+        See `subfolders`.
+    """
+    return tuple(sorted(map(class_of, subfolders(split))))
+
+
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders of the classes in a split's folder, by name.
 
     Raises
     ------
     FedBiCrossError
-        When they cannot be looked at, or the name of one is no text.
+        When they cannot be looked at, the name of one is no text, or two have the name of one class.
     """
     found = [entry for entry in entries(folder) if is_folder(entry)]
+    known: set[str] = set()
     for entry in found:
         if not is_text(entry.name):
             raise FedBiCrossError(f"{entry}: the name of this class is no text in UTF-8; rename the folder")
+        if class_of(entry) in known:
+            raise FedBiCrossError(
+                f"{folder}: two folders have the name '{class_of(entry)}', written in two ways of Unicode; "
+                "move the images of one into the other"
+            )
+        known.add(class_of(entry))
     return found
 
 

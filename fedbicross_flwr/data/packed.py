@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedbicross_flwr.data.npz import array_names, read_array, read_header, read_rows
 from fedbicross_flwr.data.source import IMAGE_SIZE, DatasetInfo, Part, checked_indices, class_names_problem
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.files import reading
+from fedbicross_flwr.files import composed, reading
 
 _SPLITS: Final[dict[Part, tuple[str, ...]]] = {"train": ("train", "val"), "test": ("test",)}
 _ARRAYS: Final = (
@@ -222,7 +222,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             "array of strings"
         )
     try:
-        names = tuple(str(name) for name in array)
+        names = tuple(composed(str(name)) for name in array)
     except (ValueError, SystemError) as error:  # NumPy's, where a number is no letter's
         raise FedBiCrossError(f"{path}: class_names cannot be read ({error}); save it anew") from None
     if problem := class_names_problem(names):

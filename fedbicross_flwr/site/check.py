@@ -15,7 +15,7 @@ from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.data.site import absent_line
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.evaluation import METRICS
-from fedbicross_flwr.files import expanded, reading
+from fedbicross_flwr.files import composed, expanded, reading
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.labelled_images import LabelledImages
 from fedbicross_flwr.models import ModelSpec, build_model
@@ -121,7 +121,7 @@ def read_classes(given: str) -> tuple[str, ...]:
             f"--classes {given!r} is no file of text that can be read ({error}); give a file with one class "
             "a line, or names with commas between them"
         ) from None
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(composed(line.strip()) for line in lines if line.strip())
     twice = [name for name in names if names.count(name) > 1]
     if twice or len(names) < 2:
         found = f"{twice[0]!r} twice" if twice else count(len(names), "class", "classes")

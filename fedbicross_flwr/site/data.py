@@ -18,6 +18,7 @@ from fedbicross_flwr.data.folder import (
     SUFFIXES,
     FolderSource,
     check_layout,
+    class_of,
     common_channels,
     labelled_files,
 )
@@ -155,7 +156,7 @@ def open_folder_as(path: Path, classes: Sequence[str]) -> FolderSource:
     check_layout(path)
 
     def complaint(folder: Path) -> str:
-        near = near_names(folder.name, classes)
+        near = near_names(class_of(folder), classes)
         return f"is none of the federation's classes{near}; they are {listed(classes)}"
 
     files = labelled_files(path, classes, complaint)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from fedbicross_flwr.data.folder import (
     GRAY_MODES,
     SUFFIXES,
+    class_folders,
+    class_of,
     depth_problem,
     entries,
     frames_in,
@@ -102,7 +104,7 @@ def look_at_folder(path: Path, found: Findings, classes: Sequence[str] | None) -
             f"{path}: no folder 'train' in it; expected train/<class>/*.png and test/<class>/*.png"
         )
         return ()
-    own = tuple(folder.name for folder in subfolders(path / "train"))
+    own = class_folders(path / "train")
     look = FolderLook(path, found)
     for split in (split for split in SPLITS if is_folder(path / split)):
         found.images[split], found.prints[split] = Counter(), []
@@ -130,20 +132,22 @@ class FolderLook:
 
     def at_split(self, split: str) -> None:
         """Look at the folders of all classes in one split."""
+        folders = subfolders(self.path / split)
         for entry in entries(self.path / split):
-            if is_folder(entry):
+            if entry in folders:
                 self.found.attempt(partial(self.at_class, split, entry))
             else:
                 self.passed.append(self.name(entry))
 
     def at_class(self, split: str, folder: Path) -> None:
         """Look at the files of one class."""
-        self.found.images[split][folder.name] = 0
+        class_name = class_of(folder)
+        self.found.images[split][class_name] = 0
         for file in entries(folder):
             if not is_image(file):
                 self.passed.append(self.name(file))
             elif (print_ := self.at_image(file)) is not None:
-                self.found.images[split][folder.name] += 1
+                self.found.images[split][class_name] += 1
                 self.found.prints[split].append((self.name(file), print_))
 
     def at_image(self, file: Path) -> bytes | None:

@@ -202,6 +202,29 @@ def test_a_class_whose_name_is_no_utf_8(folder: Path) -> None:
     _fail(folder, "train/M.ller: the name of this class is no text in UTF-8; rename the folder")
 
 
+def test_a_class_is_the_same_in_either_form_of_unicode(folder: Path) -> None:
+    """On macOS a folder's name may have its accents apart, and in another split it may not."""
+    together, apart = "b\u00e9nin", "be\u0301nin"
+    for split, name in (("train", apart), ("val", together), ("test", apart)):
+        (folder / split / "benign").rename(folder / split / name)
+    source = open_site(folder)
+    assert source.info.class_names == (together, "malignant")
+    np.testing.assert_array_equal(source.labels("train"), [0, 0, 0, 1, 1, 1, 0, 1])
+    found = Findings()
+    assert look_at_folder(folder, found, (together, "malignant")) == (together, "malignant")
+    assert not found.problems and found.images["val"] == {together: 1, "malignant": 1}
+
+
+def test_two_folders_of_one_name(folder: Path) -> None:
+    for name in ("b\u00e9nin", "be\u0301nin"):
+        (folder / "val" / name).mkdir()
+    said = r"val: two folders have the name 'b\u00e9nin', written in two ways of Unicode; move the images"
+    _fail(folder, said)
+    found = Findings()
+    look_at_folder(folder, found, None)
+    assert len(found.problems) == 1 and "two folders have the name" in found.problems[0]
+
+
 def test_truncated_image(folder: Path) -> None:
     file = folder / "train" / "malignant" / "1.png"
     file.write_bytes(file.read_bytes()[:800])

@@ -15,7 +15,9 @@ from locked_files import locked
 from PIL import Image
 
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_deployment import DeploymentConfig
 from fedbicross_flwr.errors import FedBiCrossError
+from fedbicross_flwr.site.check import read_classes
 from fedbicross_flwr.site.data import lies_class_by_class, site_images
 from fedbicross_flwr.site.identity import Site, places_of
 from fedbicross_flwr.site.path_free import path_free
@@ -51,6 +53,18 @@ def test_a_site_may_lack_a_class_if_it_says_what_its_labels_mean(tmp_path: Path)
     nameless = save(tmp_path / "b.npz", [0, 1] * 9, class_names=None, test_labels=np.arange(6) % 2)
     with pytest.raises(FedBiCrossError, match="2 classes occur in its labels, but the federation has 3"):
         site_images(nameless, CLASSES, 3)
+
+
+def test_a_class_s_name_may_have_its_accents_apart(tmp_path: Path) -> None:
+    """As a file from macOS has it, or a configuration that was written there."""
+    together, apart = ("r\u00f6nd", "angular", "mixed"), ("ro\u0308nd", "angular", "mixed")
+    for classes, names in ((together, apart), (apart, together)):
+        path = save(tmp_path / "a.npz", class_names=np.array(names))
+        agreed = DeploymentConfig(class_names=", ".join(classes)).classes
+        assert agreed == together and read_classes(", ".join(classes)) == together
+        assert set(site_images(path, agreed, 3).train.labels.tolist()) == {0, 1, 2}
+    with pytest.raises(FedBiCrossError, match=rf"{together[0]}.* twice"):
+        read_classes(", ".join({*together, *apart}))
 
 
 def test_a_site_without_test_images_has_no_protocol(tmp_path: Path) -> None:
