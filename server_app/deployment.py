@@ -182,12 +182,7 @@ class Deployment:
             node.settled = True
             self.note(f"node {node.id} is left out: {reason or 'it does not say which site it is'}")
         elif self.is_taken(client, node):
-            name = self.server.site(client).site
-            self.turn_away(
-                node,
-                f"site-name = {name!r} is that of another node, which is connected; give each SuperNode the "
-                "name of its own site",
-            )
+            self.put_behind(node, client)
         else:
             self.owners[client], node.client = node, client
             self.take_from(client, node, message, reason)
@@ -196,6 +191,16 @@ class Deployment:
         """Return whether another node is the site already, and still there."""
         owner = self.owners.get(client)
         return owner is not None and owner is not node and owner.id in self.nodes.online
+
+    def put_behind(self, node: Node, client: int) -> None:
+        """Turn a node away for as long as the one that is its site already is there."""
+        node.behind = self.owners[client].id
+        self.turn_away(
+            node,
+            f"site-name = {self.server.site(client).site!r} is that of another node, {node.behind}, which is "
+            "connected; give each SuperNode the name of its own site. If that is this site's former node, "
+            "wait: this one is let in once it is offline",
+        )
 
     def take_from(self, client: int, node: Node, message: Message, reason: str) -> None:
         """Take what a site has sent: a refusal, an upload, scores, or only who it is."""

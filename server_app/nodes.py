@@ -67,6 +67,8 @@ class Node:
         How often a reply of it broke off on the way.
     told : str
         Why it is not asked, though it could be.
+    behind : int or None
+        The node that is its site already: while that one is connected, this one is not asked.
     """
 
     id: int
@@ -77,6 +79,7 @@ class Node:
     failures: int = 0
     lost: int = 0
     told: str = ""
+    behind: int | None = None
 
 
 @dataclass
@@ -107,7 +110,11 @@ class Nodes:
             if node.activated != info.last_activated_at:
                 # It was away. What it was doing may be lost, and what it refused for may be mended.
                 node.activated, node.asked, node.settled = info.last_activated_at, False, False
-                node.failures, node.told, node.lost = 0, "", 0
+                node.failures, node.told, node.lost, node.behind = 0, "", 0, None
+        for node in self.known.values():
+            if node.behind is not None and node.behind not in self.online:
+                # As after a change of its key: its site's former node was thought to be there for a while.
+                node.behind, node.settled = None, False
         return [self.known[one] for one in sorted(self.online) if self.is_free(self.known[one])]
 
     def is_free(self, node: Node) -> bool:

@@ -374,6 +374,24 @@ def test_two_nodes_of_one_name_are_told_and_the_first_stays(tmp_path: Path) -> N
     assert cluster_models(folder) == cluster_models(reference()[0])
 
 
+def test_a_site_s_new_node_is_let_in_once_its_former_one_is_offline(tmp_path: Path) -> None:
+    """As after a new key: until Flower misses the former node, both are there."""
+    nodes = make_sites(tmp_path)
+    nodes[0].change = lambda reply: None if "scores" in reply.content else reply
+    moved = node_for(7, tmp_path, "north")
+    moved.online = False
+
+    def script(look: int) -> None:
+        if (tmp_path / "run" / "outcome.json").exists():
+            moved.online, nodes[0].online = True, not moved.told
+
+    deploy(deployed(tmp_path / "run"), [*nodes, moved], script, patience=0.5)
+    assert len(moved.told) == 1 and f"another node, {nodes[0].id}, which is connected" in moved.told[0]
+    assert "let in once it is offline" in moved.told[0]
+    assert moved.asked == ["train", "train", "train.personalise"]
+    is_reference(tmp_path / "run", tmp_path)
+
+
 def test_a_site_that_moved_to_another_node_is_the_same_site(tmp_path: Path) -> None:
     nodes = make_sites(tmp_path)
     moved = node_for(7, tmp_path, "north")
