@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError, MachineError
 
 LONGEST_BASE = 20
 """Ray puts sockets about 70 characters below its folder, and a socket's path has about 104."""
+
+TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+"""The names that `written` gives."""
+LEFT_AFTER: Final = 86400.0
+"""Seconds after which nobody writes a temporary file any more: its process was killed."""
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -28,8 +36,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
 def written(path: Path) -> Iterator[Path]:
     """Give an empty file of a temporary name in the same folder; renamed to `path` when the block ends.
 
-    The folder is made when it is absent. Nothing is left behind when the write fails. A link stays one: the
-    file that it leads to is written.
+    The folder is made when it is absent. Nothing is left behind when the write fails; what a process leaves
+    that is killed is for `remove_leftovers`. A link stays one: the file that it leads to is written.
 
     Raises
     ------
@@ -60,6 +68,25 @@ def written(path: Path) -> Iterator[Path]:
         raise MachineError(
             f"cannot write {path}: {error.strerror or error}; check the folder's permissions and free space"
         ) from error
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one that `written` gives a file until it is whole."""
+    return TEMPORARY.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files in a folder, and in the folders in it.
+
+    A file that was touched within `LEFT_AFTER` seconds may be another process's that is still at work.
+    """
+    before = time.time() - LEFT_AFTER
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names if is_temporary(name)):
+            # It may be another's, or another process may do the same at this very moment.
+            with suppress(OSError):
+                if path.lstat().st_mtime < before:
+                    path.unlink()
 
 
 def expanded(path: Path) -> Path:

@@ -20,7 +20,7 @@ from fedbicross_flwr.artifacts import read_tensors, read_whole, save_model, writ
 from fedbicross_flwr.compute import Compute
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
-from fedbicross_flwr.files import expanded, write_bytes
+from fedbicross_flwr.files import expanded, is_temporary, remove_leftovers, write_bytes
 from fedbicross_flwr.methods import ClientUpload, StageResult
 from fedbicross_flwr.models import ModelSpec
 from fedbicross_flwr.runs.code_version import made_by, shared_folder
@@ -67,7 +67,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
-        """Make the folder, or go on with the one of an interrupted run.
+        """Make the folder, or go on with the one of an interrupted run, without what it left of files.
 
         Raises
         ------
@@ -76,6 +76,7 @@ class RunFolder:
             something else; nothing in it is touched then.
         """
         check_folder(path, config, data_fingerprint)
+        remove_leftovers(path)
         cache = shared_folder(config)
         if cache:
             make_writable(cache, "choose another folder with cache")
@@ -241,10 +242,14 @@ def check_folder(path: Path, config: RunConfig, data_fingerprint: str) -> None:
 
 
 def strange_files(path: Path) -> list[str]:
-    """Return what a folder holds that is no run's; one with a run in it holds nothing strange."""
+    """Return what a folder holds that is no run's; one with a run in it holds nothing strange.
+
+    A run that is killed at its first file leaves that one under its temporary name.
+    """
     if (path / IDENTITY).exists():
         return []
-    return sorted(entry.name for entry in path.iterdir() if entry.name != LOCK)
+    names = (entry.name for entry in path.iterdir())
+    return sorted(name for name in names if name != LOCK and not is_temporary(name))
 
 
 def check_no_run(path: Path) -> None:

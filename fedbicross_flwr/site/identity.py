@@ -10,7 +10,7 @@ from typing import Any, Final
 from fedbicross_flwr.config import RunConfig
 from fedbicross_flwr.config_deployment import SITE_NAME
 from fedbicross_flwr.errors import FedBiCrossError, near_names
-from fedbicross_flwr.files import expanded, write_bytes
+from fedbicross_flwr.files import expanded, remove_leftovers, write_bytes
 
 NODE_CONFIG: Final = "--node-config \"data-path='/path/to/images' site-name='name'\""
 STORES: Final = Path("~/.fedbicross")
@@ -71,6 +71,8 @@ class Site:
 def make_store(store: Path, how: str) -> None:
     """Make a site's store, for its owner alone, and try to write there, before time is spent on training.
 
+    What former processes left there of files that they were writing when they were killed is removed.
+
     Parameters
     ----------
     store : Path
@@ -89,6 +91,7 @@ def make_store(store: Path, how: str) -> None:
         raise FedBiCrossError(
             f"cannot make the store {store}: {error.strerror}; {how} a folder that can be written"
         ) from error
+    remove_leftovers(store)
     probe = store / ".writable"
     write_bytes(probe, b"written to see whether it can be\n")
     probe.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from fedbicross_flwr.errors import LONGEST_TEXT, FedBiCrossError, harmless
-from fedbicross_flwr.files import check_apart, expanded, shown, unusable, write_bytes
+from fedbicross_flwr.files import (
+    LEFT_AFTER,
+    check_apart,
+    expanded,
+    is_temporary,
+    remove_leftovers,
+    shown,
+    unusable,
+    write_bytes,
+    written,
+)
 
 
 @contextmanager
@@ -36,6 +47,23 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     write_bytes(path, b"first")
     write_bytes(path, b"second")
     assert path.read_bytes() == b"second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    kept = ["model", ".model.tmp", ".model.0123456.tmp", "model.01234567.tmp", ".model.01234567.tmp.x"]
+    old, new = tmp_path / "uploads" / ".model.01234567.tmp", tmp_path / ".model.89abcdef.tmp"
+    (tmp_path / "uploads").mkdir()
+    for path in (old, new, *(tmp_path / name for name in kept)):
+        path.write_text("half")
+        os.utime(path, (time.time() - 2 * LEFT_AFTER,) * 2)
+    os.utime(new)
+    remove_leftovers(tmp_path)
+    assert not old.exists() and {path.name for path in tmp_path.iterdir()} == {*kept, new.name, "uploads"}
+
+
+def test_the_name_of_a_file_that_is_not_whole_is_known(tmp_path: Path) -> None:
+    with written(tmp_path / "model") as temporary:
+        assert is_temporary(temporary.name)
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedbicross_flwr.centre.roster import Roster
 from fedbicross_flwr.centre.server import SiteServer
 from fedbicross_flwr.errors import FedBiCrossError, MachineError
 from fedbicross_flwr.progress import EventLog
+from fedbicross_flwr.site.identity import make_store
 
 Step = tuple[str, int | None]
 
@@ -214,6 +216,18 @@ def test_a_clock_that_is_set_back_makes_no_window_longer(tmp_path: Path) -> None
     assert server.open_uploads() == server.open_shipping() == 60.0
 
 
+def test_a_server_killed_at_the_first_file_of_its_folder_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "lock").touch()
+    half, old = folder / ".identity.json.01234567.tmp", folder / ".config.toml.89abcdef.tmp"
+    for path in (half, old):
+        path.write_text('{"fingerpr')
+    os.utime(old, (0, 0))
+    SiteServer.open_sites(deployed(folder), folder)
+    assert half.exists() and not old.exists()
+
+
 def test_other_settings_are_refused_and_windows_may_change(tmp_path: Path) -> None:
     folder = shutil.copytree(reference()[0], tmp_path / "run")
     with pytest.raises(FedBiCrossError, match=r"belongs to a run with deployment\.sites"):
@@ -281,6 +295,15 @@ def test_a_model_that_another_run_replaces_is_kept_and_used_again(tmp_path: Path
         deploy(deployed(tmp_path / "third"), nodes_of(tmp_path))
     assert not watch.work & {*TRAINING}
     assert outcome(tmp_path / "third", tmp_path) == outcome(*reference())
+
+
+def test_what_a_killed_site_left_of_a_model_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "store" / ".local.safetensors.01234567.tmp"
+    path.parent.mkdir()
+    path.write_text("half")
+    os.utime(path, (0, 0))
+    make_store(path.parent, "set store-path to")
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_store_that_cannot_be_made_is_refused_before_any_training(tmp_path: Path) -> None:
