@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from federation import SCRIPTS, Federation, Machine, federation
+from flower_cli import as_command
 from rich.console import Console
 from split_data import deal_unequally, write_sites
 
@@ -36,18 +37,29 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a new folder for everything [runs/deploy-<time>]")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    folder = (chosen.out or Path("runs") / f"deploy-{free_run_id(Path('runs'))}").resolve()
+    out = chosen.out or Path("runs") / f"deploy-{free_run_id(Path('runs'))}"
     try:
-        if folder.exists() and any(folder.iterdir()):
-            raise FedBiCrossError(f"{folder} is not empty; choose a new folder with --out")
-        with federation(folder, say=lambda command: print(f"$ {command}", flush=True)) as made:
+        with federation(new_folder(out), say=lambda command: print(f"$ {command}", flush=True)) as made:
             return show(made, chosen.data)
-    except FedBiCrossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; all processes are ended", file=sys.stderr)
         return 130
+
+
+def new_folder(out: Path) -> Path:
+    """Return the whole path of an absent or empty folder.
+
+    Raises
+    ------
+    FedBiCrossError
+        When something is there.
+    """
+    folder = expanded(out).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise FedBiCrossError(f"{folder} is no folder; choose a new folder with --out")
+    if folder.exists() and any(folder.iterdir()):
+        raise FedBiCrossError(f"{folder} is not empty; choose a new folder with --out")
+    return folder
 
 
 def show(made: Federation, data: Path | None) -> int:
@@ -107,4 +119,4 @@ def conclude(made: Federation, sites: list[Machine], seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

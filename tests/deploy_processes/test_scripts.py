@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import demo
 import fleet_only
 import numpy as np
 import pytest
@@ -642,6 +644,36 @@ def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: No space left on device") and "make room" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("full", "full is not empty; choose a new folder with --out"),
+        ("~/full", "full is not empty; choose a new folder with --out"),
+        ("full/file", "file is no folder; choose a new folder with --out"),
+        ("full/file/below", "check the path"),
+        ("/proc/nope/x", "/proc/nope"),
+    ],
+)
+def test_the_demo_says_in_one_line_where_it_cannot_be(
+    out: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers are the tests'
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", out])
+    with pytest.raises(SystemExit) as ended:
+        as_command(demo.main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith("error: ") and told in said and said.count("\n") == 1
 
 
 def test_an_error_that_is_no_file_s_keeps_its_traceback() -> None:
