@@ -65,7 +65,9 @@ class GivenUpError(Exception):
 
 
 class Turns:
-    """So many turns for threads that compute: who has one passes it on now and then, in the order of asking.
+    """So many turns for threads, which get them in the order of asking; who has one may pass it on.
+
+    A semaphore would not do: whoever gives one back and asks again goes before those who wait.
 
     Parameters
     ----------
@@ -139,19 +141,22 @@ def side_by_side(
                 keep(work(item, lambda: None))
         return results
     given_up = threading.Event()
-    turns, room = Turns(workers), threading.Semaphore(workers)
+    turns, room = Turns(workers), Turns(workers)
     uneven = len(items) % workers if in_turns else 0
+
+    def go_on() -> None:
+        if given_up.is_set():
+            raise GivenUpError
 
     def check() -> None:
         turns.pass_on()
-        if given_up.is_set():
-            raise GivenUpError
+        go_on()
 
     def attempt(index: int) -> Result:
         is_last = index >= len(items) - uneven
         try:
             with nullcontext() if is_last else room, turns:
-                check()
+                go_on()
                 return work(items[index], check)
         except BaseException:
             # Here, as the calling thread may be waiting for an earlier item that goes on for hours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,7 +132,10 @@ def against_text(name: str, out: Path, against: str, scale: str = "") -> str:
             f"{near_names(against, run)}; there are {', '.join(run)}"
         )
     both = {FEDBICROSS, against}
-    two = CellRuns(cells[name].cell, tuple(run for run in cells[name].runs if run.variant.name in both))
+    runs = [run for run in cells[name].runs if run.variant.name in both]
+    finished = Counter(run.seed for run in runs if run.record)
+    # What befell the runs of a seed that only one of them has does not limit the tests.
+    two = CellRuns(cells[name].cell, tuple(run for run in runs if finished[run.seed] == len(both)))
     notes = [f"- {note}" for note in (*fairness_notes(two), *left_out_notes(two))]
     blocks = [[f"- {test.sentence}" for test in tests], [NAMED], notes]
     return "\n\n".join("\n".join(block) for block in blocks if block)

@@ -84,6 +84,7 @@ class RunFolder:
         data = "" if config.is_deployment else data_fingerprint
         folder = cls(path, cache=cache, maker=maker, data=data)
         folder.write_json(IDENTITY, identity_of(config, data_fingerprint))
+        (path / FAILED).unlink(missing_ok=True)
         if config.is_deployment or not folder.finished:
             # What a finished simulation was made with stays written, and windows of a deployment may change.
             write_bytes(path / CONFIG, to_toml(config).encode())

@@ -160,7 +160,7 @@ def stage_of(
         return "finished", ""
     if events and events[-1].stage == "error":
         return "failed", events[-1].text
-    if (path / FAILED).exists():
+    if (path / FAILED).exists() and not is_outlived(path / FAILED, events):
         return "failed", Node.read(path / FAILED)["error"].text()
     if config.method == CENTRAL:
         return "central", ""
@@ -174,6 +174,11 @@ def stage_of(
         return "rounds", ""
     sent = all(party.sent for party in parties)
     return ("method" if at_server or sent else "uploads"), ""
+
+
+def is_outlived(failure: Path, events: Sequence[Event]) -> bool:
+    """Return whether a run went on after its failure was noted, as one does that another process makes."""
+    return bool(events) and events[-1].time > failure.stat().st_mtime
 
 
 def steps_of(events: Iterable[Event]) -> Iterable[Step]:

@@ -288,7 +288,7 @@ def test_two_runs_are_made_at_once_on_a_cpu_if_nobody_says(
     monkeypatch.setattr(engine, "make_at_once", told)
     with pytest.raises(KeyboardInterrupt, match="2"):
         engine.compare_all(runs, False, tmp_path)
-    monkeypatch.setattr(at_once.Compute, "of", lambda runtime: Compute(torch.device("meta")))
+    monkeypatch.setattr(Compute, "of", lambda runtime: Compute(torch.device("meta")))
     assert usual_jobs(runs, flower=False) == 1
 
 

@@ -57,6 +57,7 @@ class Watch:
 
     steps: int = 4
     order: list[int] = field(default_factory=list)
+    begun_in: list[int] = field(default_factory=list)
     under_way: set[int] = field(default_factory=set)
     most: int = 0
     computing: int = 0
@@ -65,6 +66,7 @@ class Watch:
 
     def work(self, item: int, check: Check) -> int:
         self.under_way.add(item)
+        self.begun_in.append(item)
         self.most = max(self.most, len(self.under_way))
         for _ in range(self.steps):
             with self.lock:
@@ -86,7 +88,7 @@ class Watch:
 
 
 @pytest.mark.parametrize(
-    ("items", "workers", "most"), [(3, 2, 3), (5, 2, 3), (4, 2, 2), (5, 3, 5), (1, 2, 1)]
+    ("items", "workers", "most"), [(3, 2, 3), (5, 2, 3), (4, 2, 2), (5, 3, 5), (1, 2, 1), (9, 2, 3)]
 )
 def test_items_that_do_not_come_out_even_take_turns(items: int, workers: int, most: int) -> None:
     watch = Watch()
@@ -97,6 +99,16 @@ def test_items_that_do_not_come_out_even_take_turns(items: int, workers: int, mo
     for one in last:
         assert all(watch.begun(one) < watch.ended(other) for other in last), "they begin before any ends"
         assert all(watch.begun(one) > watch.ended(early) for early in range(last.start - workers + 1))
+
+
+@pytest.mark.parametrize(("items", "workers"), [(9, 2), (20, 3)])
+def test_no_item_waits_while_later_ones_begin(items: int, workers: int) -> None:
+    watch, taken = Watch(steps=2), list[tuple[int, int]]()
+    side_by_side(watch.work, range(items), workers, lambda item: taken.append((item, len(watch.begun_in))))
+    for place, item in enumerate(watch.begun_in):
+        assert abs(place - item) < 2 * workers, "they begin in their order, or nearly so"
+    for item, begun in taken[: items // 2]:
+        assert begun < item + 4 * workers, "results are taken as they come, not at the end"
 
 
 def test_work_that_only_waits_elsewhere_takes_no_turns() -> None:

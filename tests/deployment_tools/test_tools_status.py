@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import threading
 import time
@@ -186,6 +187,11 @@ def test_a_run_of_a_comparison_that_failed_says_why(tmp_path: Path) -> None:
     (tmp_path / FAILED).write_text('{"error": "the run was killed; it may have lacked memory"}')
     text = shown(tmp_path)
     assert f"{tmp_path}: failed: the run was killed" in text and read_status(tmp_path).ended
+    os.utime(tmp_path / FAILED, (1e9, 1e9))
+    EventLog(tmp_path / "progress.jsonl").advance("training", 1, 4, client=0)
+    assert read_status(tmp_path).stage == "uploads", "another process makes it"
+    RunFolder.open(tmp_path, small(), "data")
+    assert not (tmp_path / FAILED).exists()
 
 
 def test_a_central_model_waits_for_no_client(tmp_path: Path) -> None:

@@ -86,12 +86,17 @@ def test_what_limits_a_test_is_said_below_it(tmp_path: Path) -> None:
         set_config(out / cell / variant / "seed-0", client__epochs=epochs)
     lost = out / cell / "fedbicross" / "seed-0" / "run.json"
     edit(lost, lambda content: content["clients"][2].update(status="failed", reason="too few images"))
+    build_comparison(out, variants=("fedbicross",), seeds=(1,))
+    edit(
+        out / cell / "fedbicross" / "seed-1" / "run.json",
+        lambda content: content["clients"][3].update(status="failed", reason="late"),
+    )
     said = against_text(cell, out, "fedbicross-uniform").split("\n\n")[2].splitlines()
     assert any(
         "fedbicross-uniform seed 0 do not compare: they differ in client.epochs" in one for one in said
     )
     assert "- Seed 0 is without client 2 (too few images) in fedbicross." in said
-    assert not any("dense" in one for one in said), "it has no part in the test"
+    assert not any("dense" in one or "Seed 1" in one for one in said), "they have no part in the test"
 
 
 def test_tests_against_a_method_are_markdown_alone(tmp_path: Path) -> None:
