@@ -36,7 +36,7 @@ def whole_cell(bench: Bench) -> Stage:
         return lambda: plain_cell(bench, datas)
 
     name = f"whole cell, N = {sizes.clients}, K = {sizes.clusters}, T = {sizes.iterations}"
-    return Stage(name, ours, plain, 1, images, alone=True, goals={"cpu": 2.5})
+    return Stage(name, ours, plain, 1, images, alone=True, warm_up=False, goals={"cpu": 2.5})
 
 
 def cell(bench: Bench, datas: Sequence[LabelledImages]) -> None:

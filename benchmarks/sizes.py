@@ -33,6 +33,8 @@ class Sizes:
         Images of a client's batch.
     steps : int
         Steps of one timed piece: batches, or iterates t.
+    training_steps : int
+        ... of a client's training, whose steps are short.
     inversion_steps : int
         ... of an inversion with all teachers together, whose beginning and end would weigh too much in fewer.
     clients, iterations, client_images, epochs : int
@@ -47,6 +49,7 @@ class Sizes:
     clusters: int = 3
     batch: int = 64
     steps: int = 2
+    training_steps: int = 10
     inversion_steps: int = 6
     clients: int = 6
     iterations: int = 6
@@ -121,6 +124,7 @@ PAPER = Sizes(
     images=256,
     batch=128,
     steps=50,
+    training_steps=50,
     inversion_steps=50,
     clients=5,
     iterations=50,

@@ -58,6 +58,9 @@ class Stage:
         Our piece occupies all cores by itself, so that one is worked on at a time.
     alike : bool
         The other side is our own code without something, and works on as many pieces at once.
+    warm_up : bool
+        Whether a round goes before that does not count. A long piece, made of what others have warmed up, is
+        not worth it.
     goals : mapping of str to float
         The ratio that is aimed at, by type of device: ``cpu`` (two cores) or ``cuda``.
     """
@@ -69,6 +72,7 @@ class Stage:
     images: int
     alone: bool = False
     alike: bool = False
+    warm_up: bool = True
     goals: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -139,7 +143,7 @@ class Bench:
         sizes = self.sizes
 
         def ours(index: int) -> Piece:
-            data = self.data(sizes.steps * sizes.batch, index).to(self.compute)
+            data = self.data(sizes.training_steps * sizes.batch, index).to(self.compute)
             model = self.compute.place(build_model(sizes.spec, index))
             recipe = Recipe.of(sizes.config(client__epochs=1).client)
             order = torch.Generator().manual_seed(index)
@@ -150,12 +154,12 @@ class Bench:
             return lambda: fit(model, data.images, loss, recipe, order, self.compute)
 
         def plain(index: int) -> Piece:
-            dealt = self.dealt(self.data(sizes.steps * sizes.batch, index), 1)
+            dealt = self.dealt(self.data(sizes.training_steps * sizes.batch, index), 1)
             model = build_model(sizes.spec, index).to(self.compute.device)
             return lambda: void(reference.train(model, dealt, *TRAINING))
 
         goals = {"cpu": 1.8, "cuda": 3.0}
-        return Stage("client training, a batch", ours, plain, sizes.steps, sizes.batch, goals=goals)
+        return Stage("client training, a batch", ours, plain, sizes.training_steps, sizes.batch, goals=goals)
 
     def inversion(self, statistics: bool = True, at_once: int = 0) -> Stage:
         """Return an inversion step, beside the reference or beside the networks without statistics."""
@@ -231,14 +235,15 @@ class Bench:
     def cross_cluster(self, normalisation: str = "source") -> Stage:
         """Return an inner and an outer step of all targets, with all that their teachers answer."""
         sizes = self.sizes
-        clusters, steps = sizes.clusters, sizes.steps
+        together = normalisation == "mixture"
+        # The longest piece but the cell; it has no target, and half of it shows the same.
+        clusters, steps = sizes.clusters, max(sizes.steps // 2, 1) if together else sizes.steps
         iterates = [
             {t: self.noise(sizes.images, 10 * k + t) for t in range(1, steps + 1)} for k in range(clusters)
         ]
         labels = balanced_labels(sizes.images, torch.ones(sizes.spec.num_classes))
         rows = split_indices(labels, 0.8)
         config = sizes.config(cross_cluster__normalisation=normalisation)
-        together = normalisation == "mixture"
         replayed = list(range(1, steps + 1))
 
         def ours(index: int) -> Piece:

@@ -47,7 +47,7 @@ class Timing:
 
 
 def time_stage(make: Callable[[Bench], Stage], bench: Bench, rounds: int) -> Timing:
-    """Time a stage's two sides in turn, after one round that does not count."""
+    """Time a stage's two sides in turn, as a rule after one round that does not count."""
     stage, compute, workers = make(bench), bench.compute, bench.workers
     at_once = 1 if stage.alone else workers
     ours = [stage.ours(index) for index in range(at_once)]
@@ -55,11 +55,11 @@ def time_stage(make: Callable[[Bench], Stage], bench: Bench, rounds: int) -> Tim
     # What counts the operations sees those of its own thread only.
     flops = count_flops(make(dataclasses.replace(bench, workers=1)).ours(0))
     pairs = []
-    for _ in range(rounds + 1):
+    for _ in range(rounds + stage.warm_up):
         first = seconds_of(ours, compute, workers) / (at_once * stage.steps)
         second = seconds_of(plain, compute, workers) / (len(plain) * stage.steps)
         pairs.append((first, second))
-    counted = pairs[1:]
+    counted = pairs[-rounds:]
     ratios = [second / first for first, second in counted]
     seconds = median(first for first, _ in counted)
     return Timing(

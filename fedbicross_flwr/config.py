@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from fedbicross_flwr.config_baselines import (
     CoBoostingConfig,
@@ -32,13 +32,10 @@ from fedbicross_flwr.config_fedbicross import (
     TeacherConfig,
     split_sizes,
 )
-from fedbicross_flwr.config_readers import reads
+from fedbicross_flwr.config_readers import UPLOAD_SECTIONS, reads
 from fedbicross_flwr.errors import FedBiCrossError, near_names
 from fedbicross_flwr.files import expanded
 from fedbicross_flwr.settings import Scalar, check_value, convert, setting, walk
-
-UPLOAD_SECTIONS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
-"""Sections whose settings shape a client's upload, where they shape any result."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ class RuntimeConfig:
     )
     server_threads: int = setting(
         0,
-        "CPU cores of the server, which works on as many clusters at once; 0 takes all",
+        "CPU cores of the server, each for one cluster at a time; 0 takes all",
         low=0,
         shapes_result=False,
     )

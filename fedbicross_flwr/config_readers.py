@@ -32,8 +32,8 @@ READ_BESIDES: Final = frozenset({("fedisca", "inversion.teachers"), ("fedisca", 
 
 KNOWN: Final = frozenset({*READER.values(), "fedavg", CENTRAL})
 
-CENTRAL_READS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
-"""Sections that make the central model: a client's recipe on everybody's images. Nothing is done on it."""
+UPLOAD_SECTIONS: Final = frozenset({"data", "partition", "model", "client", "runtime"})
+"""Sections that make a client's model f_i, and all that make the central one: nothing is done on it."""
 
 STRATEGIES_THAT_READ: Final[Mapping[str, frozenset[str]]] = {
     "flower.proximal_mu": frozenset({"FedProx"}),
@@ -60,7 +60,7 @@ def reads(method: str, key: str) -> bool:
     own = FLOWER if method.startswith(f"{FLOWER}:") else method
     section, _, name = key.partition(".")
     if own == CENTRAL and name:
-        return section in CENTRAL_READS
+        return section in UPLOAD_SECTIONS
     if own == FLOWER and key in STRATEGIES_THAT_READ:
         return strategy_of(method) in STRATEGIES_THAT_READ[key]
     reader = READER.get(key) or READER.get(section) or own

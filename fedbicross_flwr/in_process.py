@@ -113,7 +113,7 @@ def all_clients(
 
 
 def workers(server: Server) -> int:
-    """Return how many clients work at once: one an accelerator, or as many as the CPU has cores for."""
+    """Return how many clients compute at once: one an accelerator, or as many as the CPU has cores for."""
     runtime = server.config.runtime
     if server.compute.device.type != "cpu":
         return 1

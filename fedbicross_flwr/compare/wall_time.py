@@ -12,7 +12,8 @@ from typing import Final
 from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.variants import CENTRAL
 from fedbicross_flwr.compare.work_log import WorkLog
-from fedbicross_flwr.config import UPLOAD_SECTIONS, RunConfig, asks_for_subspaces
+from fedbicross_flwr.config import RunConfig, asks_for_subspaces
+from fedbicross_flwr.config_readers import UPLOAD_SECTIONS
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.settings import walk

@@ -112,7 +112,7 @@ class ServerTask:
 
     @property
     def workers(self) -> int:
-        """Return how many clusters are worked on at once: one an accelerator, or one a CPU core."""
+        """Return how many clusters are computed on at once: one an accelerator, or one a CPU core."""
         if self.elsewhere is not None:
             return self.elsewhere.count
         return server_threads(self.config.runtime) if self.compute.device.type == "cpu" else 1
