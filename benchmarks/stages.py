@@ -236,8 +236,7 @@ class Bench:
         """Return an inner and an outer step of all targets, with all that their teachers answer."""
         sizes = self.sizes
         together = normalisation == "mixture"
-        # The longest piece but the cell; it has no target, and half of it shows the same.
-        clusters, steps = sizes.clusters, max(sizes.steps // 2, 1) if together else sizes.steps
+        clusters, steps = sizes.clusters, sizes.steps
         iterates = [
             {t: self.noise(sizes.images, 10 * k + t) for t in range(1, steps + 1)} for k in range(clusters)
         ]
@@ -295,7 +294,8 @@ class Bench:
         images = clusters * (clusters * len(rows[0]) + len(rows[1]))
         name = f"inner and outer step, K = {clusters}" + (", as a mixture" if together else "")
         goals = {} if together else {"cpu": 2.5, "cuda": 4.0}
-        return Stage(name, ours, plain, steps, images, alone=True, goals=goals)
+        # The mixture is the longest piece but the cell, and the step before it has warmed up what it is made of.
+        return Stage(name, ours, plain, steps, images, alone=True, warm_up=not together, goals=goals)
 
     def personal_distillation(self) -> Stage:
         """Return stage 3, by the batch, from states to a state on both sides."""
