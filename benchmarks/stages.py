@@ -294,7 +294,7 @@ class Bench:
         images = clusters * (clusters * len(rows[0]) + len(rows[1]))
         name = f"inner and outer step, K = {clusters}" + (", as a mixture" if together else "")
         goals = {} if together else {"cpu": 2.5, "cuda": 4.0}
-        # The mixture is the longest piece but the cell, and what it is made of was warmed up by the other way.
+        # The mixture is the longest piece but the cell, and what it is made of is warm by then.
         return Stage(name, ours, plain, steps, images, alone=True, warm_up=not together, goals=goals)
 
     def personal_distillation(self) -> Stage:
