@@ -67,10 +67,18 @@ def own_ray(cpus: int, **options: Any) -> Iterator[None]:
         prefix="fbx-", dir=base_for_sockets(), ignore_cleanup_errors=True
     ) as folder:
         try:
-            start_ray(num_cpus=cpus, _temp_dir=folder, **options)
+            start_ray(num_cpus=cpus, _temp_dir=folder, runtime_env=same_paths(), **options)
             yield
         finally:
             ray.shutdown()
+
+
+def same_paths() -> dict[str, Any]:
+    """Return where Ray's processes are to find this package: where this one did.
+
+    Flower may have installed it for its own processes alone, and a method of one's own may lie beside it.
+    """
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}
 
 
 def start_ray(tries: int = 2, **options: Any) -> None:
@@ -233,10 +241,7 @@ class RayTasks:
 
         gpus = 0 if self.compute.device.type == "cpu" else 1
         if not ray.is_initialized():
-            # Where Flower installed this package only for its own processes.
-            paths = os.pathsep.join(path for path in sys.path if path)
-            environment = {"env_vars": {"PYTHONPATH": paths}}
-            running = own_ray(self.count, num_gpus=gpus * self.count, runtime_env=environment)
+            running = own_ray(self.count, num_gpus=gpus * self.count)
             self.opened.enter_context(running)
         # No cores are asked for: a simulation's clients hold them all, and wait while the server works.
         remote: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(piece)

@@ -7,8 +7,6 @@ numbers are those of the runs one after another.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -223,9 +221,7 @@ def tasks_of_ray(sample: PlannedRun, jobs: int) -> Iterator[tuple[Submit, Wait]]
     FedBiCrossError
         When Ray does not start.
     """
-    # Ray's processes find this package where this one did, and a method of one's own beside it.
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with own_ray(jobs, object_store_memory=OBJECT_STORE_BYTES, runtime_env={"env_vars": paths}):
+    with own_ray(jobs, object_store_memory=OBJECT_STORE_BYTES):
         # Not above: it takes seconds, and is for `--jobs` alone.
         import ray
         from ray.exceptions import RayError, RayTaskError

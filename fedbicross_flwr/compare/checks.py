@@ -8,6 +8,7 @@ from fedbicross_flwr.compare.collect import CellRuns, Run
 from fedbicross_flwr.compare.lines import CONTROLS, MANY_ROUNDS
 from fedbicross_flwr.compare.variants import Variant
 from fedbicross_flwr.config import RunConfig
+from fedbicross_flwr.config_readers import UPLOAD_SECTIONS
 from fedbicross_flwr.config_readers import reads as method_reads
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.seeds_table import version_notes
@@ -20,7 +21,7 @@ Accuracies = dict[tuple[str, int], float]
 
 SAME = 1e-9
 
-TRAINING: Final = frozenset({"data", "partition", "model", "client"})
+TRAINING: Final = UPLOAD_SECTIONS - {"runtime"}
 """Sections that everything with a client's recipe reads, on the same images and test images."""
 
 FINE_TUNING: Final = frozenset({"personal.epochs", "personal.lr", "personal.schedule"})

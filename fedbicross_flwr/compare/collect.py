@@ -15,10 +15,9 @@ from fedbicross_flwr.compare.variants import GROUPS, VARIANTS, Variant
 from fedbicross_flwr.compare.work_log import WorkLog, read_work_log
 from fedbicross_flwr.config_readers import FEDBICROSS
 from fedbicross_flwr.errors import FedBiCrossError
-from fedbicross_flwr.report.json_node import Node
 from fedbicross_flwr.report.record import RunRecord
 from fedbicross_flwr.report.rounds import load_rounds
-from fedbicross_flwr.report.run_folder import load_run
+from fedbicross_flwr.report.run_folder import failure_of, load_run
 from fedbicross_flwr.settings import Scalar
 
 DONE, FAILED, UNFINISHED, UNREADABLE = "done", "failed", "not finished", "unreadable"
@@ -182,9 +181,8 @@ def _read(cell: CellName, variant: Variant, seed: int, folder: Path) -> Run:
             said = load_rounds(folder)
             rounds = said.rounds if said else None
             return Run(variant, seed, folder, DONE, light, rounds=rounds, log=read_work_log(folder))
-        if (folder / "failed.json").is_file():
-            error_text = Node.read(folder / "failed.json")["error"].text()
-            return Run(variant, seed, folder, FAILED, problem=_line(error_text))
+        if (reason := failure_of(folder)) is not None:
+            return Run(variant, seed, folder, FAILED, problem=_line(reason))
     except FedBiCrossError as error:
         return Run(variant, seed, folder, UNREADABLE, problem=_line(str(error)))
     return Run(variant, seed, folder, UNFINISHED)

@@ -82,6 +82,18 @@ def load_run(folder: Path) -> RunRecord:
     )
 
 
+def failure_of(folder: Path) -> str | None:
+    """Return why a run of a comparison failed, as its folder says; None if it does not.
+
+    Raises
+    ------
+    FedBiCrossError
+        When the file that says it is damaged.
+    """
+    noted = _optional(folder / "failed.json")
+    return None if noted is None else noted["error"].text()
+
+
 def _settings(file: Path) -> dict[str, Scalar]:
     """Return a run's settings, which may be another version's; those that are known have their types."""
     known = {key: declared for key, declared, _ in walk(RunConfig())}

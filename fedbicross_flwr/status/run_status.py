@@ -17,7 +17,7 @@ from fedbicross_flwr.config_readers import CENTRAL
 from fedbicross_flwr.flower_names import is_flower
 from fedbicross_flwr.handover.kept_shipment import check_run_folder
 from fedbicross_flwr.progress import TRAINING, Event, new_events, read_events
-from fedbicross_flwr.report.json_node import Node
+from fedbicross_flwr.report.run_folder import failure_of
 from fedbicross_flwr.report.units import count
 from fedbicross_flwr.runs.folder import FAILED, RunFolder, read_config
 from fedbicross_flwr.status.parties import Party, clients_of, moment, sites_of, window_end, with_handovers
@@ -160,8 +160,8 @@ def stage_of(
         return "finished", ""
     if events and events[-1].stage == "error":
         return "failed", events[-1].text
-    if (path / FAILED).exists() and not is_outlived(path / FAILED, events):
-        return "failed", Node.read(path / FAILED)["error"].text()
+    if (reason := failure_of(path)) is not None and not is_outlived(path / FAILED, events):
+        return "failed", reason
     if config.method == CENTRAL:
         return "central", ""
     last = next((event for event in reversed(events) if event.stage != "note"), None)
